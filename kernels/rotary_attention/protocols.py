@@ -1,0 +1,118 @@
+"""What a rotary embedding and a distance rule look like to the attention op: data, no names.
+
+A *distance rule* says which relative position the score of a query-key pair sees. Every rule this
+library knows is a short list of *branches*, each of which rotates queries and keys to positions of
+its own, and a rule that says which branch a pair takes:
+
+    branch(i, j) = number of `edges` e with floor(i / unit) − floor(j / unit) ≥ e
+
+Plain RoPE has one branch and no edge. ReRoPE, Leaky ReRoPE and Self-Extend have two branches and
+one edge, the window, at unit 1. Dual chunk attention has three branches and the edges (1, 2) at a
+unit of one chunk. The score of the pair is then
+
+    score(i, j) = ⟨R^{q_b(i)} q_i , R^{k_b(j)} k_j⟩,   b = branch(i, j),
+
+so that the relative position which the score sees is q_b(i) − k_b(j). The branch index grows with
+the distance, so that for one query the keys of a branch are contiguous; kernels rely on that.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+Layout = Literal["half", "interleaved"]
+
+
+@dataclass(frozen=True)
+class PositionMap:
+    """An index-to-position map: ((index mod `modulus`) / `divisor` + `offset`), at most `maximum`.
+
+    Attributes:
+        divisor: the index is divided by it; infinity maps every index to `offset`.
+        offset: added after the division.
+        floor: whether the division rounds down, as grouped positions do.
+        modulus: the index is first taken modulo this; no modulus if None.
+        maximum: upper bound of the result; none if None.
+    """
+
+    divisor: float = 1.0
+    offset: float = 0.0
+    floor: bool = False
+    modulus: int | None = None
+    maximum: float | None = None
+
+    def __call__(self, index: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Positions of `index`, any shape, integer or float, as `dtype`."""
+        position = index.to(dtype)
+        if self.modulus is not None:
+            position = torch.remainder(position, self.modulus)
+        if self.divisor != 1.0:
+            position = position / self.divisor
+            position = position.floor() if self.floor else position
+        if self.offset != 0.0:
+            position = position + self.offset
+        return position if self.maximum is None else position.clamp(max=self.maximum)
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One way to place queries and keys: the position map of each."""
+
+    query: PositionMap = PositionMap()
+    key: PositionMap = PositionMap()
+
+
+@runtime_checkable
+class DistanceRule(Protocol):
+    """Which relative position the score of a pair sees; see the module's docstring.
+
+    Attributes:
+        branches: position maps, nearest branch first.
+        edges: ascending thresholds on the block distance; one fewer than `branches`.
+        unit: block size in which distance is measured, 1 for token distance.
+    """
+
+    @property
+    def branches(self) -> Sequence[Branch]: ...
+
+    @property
+    def edges(self) -> Sequence[int]: ...
+
+    @property
+    def unit(self) -> int: ...
+
+
+@runtime_checkable
+class Rotary(Protocol):
+    """A rotary embedding as the op needs it.
+
+    Attributes:
+        rotary_dim: leading dimensions of a head that are rotated; even.
+        layout: `half` pairs dimension i with i + rotary_dim/2, `interleaved` pairs 2i with 2i + 1.
+    """
+
+    @property
+    def rotary_dim(self) -> int: ...
+
+    @property
+    def layout(self) -> Layout: ...
+
+    def inverse_frequencies(self, length: int | Tensor | None = None) -> Tensor:
+        """Float32 (rotary_dim / 2); `length` matters to rules that depend on the context's."""
+        ...
+
+    def attention_factor(self, length: int | Tensor | None = None) -> float | Tensor:
+        """Factor on cos and sin, so that the logits get its square."""
+        ...
+
+
+@runtime_checkable
+class QueryScale(Protocol):
+    """A factor on each query by its position, such as log n scaling."""
+
+    def __call__(self, positions: Tensor) -> Tensor:
+        """Float32 factors, of the shape of `positions`."""
+        ...
