@@ -29,7 +29,7 @@ def tokenizer() -> "ByT5Tokenizer":
     """The byte-level tokenizer, without ByT5's sentinel tokens."""
     from transformers.models.byt5.tokenization_byt5 import ByT5Tokenizer
 
-    return ByT5Tokenizer(extra_ids=0, model_max_length=TRAINED_LENGTH)
+    return ByT5Tokenizer(extra_ids=0)
 
 
 def configuration() -> "LlamaConfig":
