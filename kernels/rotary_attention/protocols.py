@@ -18,12 +18,14 @@ the distance, so that for one query the keys of a branch are contiguous; kernels
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-Layout = Literal["half", "interleaved"]
+from ropewalk.kernels.shapes import Layout
+
+__all__ = ["Branch", "DistanceRule", "Layout", "PositionMap", "QueryScale", "Rotary"]
 
 
 @dataclass(frozen=True)

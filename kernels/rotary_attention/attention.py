@@ -1,0 +1,229 @@
+"""The public function: positions, branches and dispatch of rotary attention."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from ropewalk.kernels.rotary import rotate
+from ropewalk.kernels.rotary_attention import validation
+from ropewalk.kernels.rotary_attention.op import rotary_attention_op
+from ropewalk.kernels.rotary_attention.protocols import (
+    Branch,
+    DistanceRule,
+    QueryScale,
+    Rotary,
+)
+
+Backend = Literal["auto", "reference", "triton"]
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """The distance rule that sees the distance itself."""
+
+    branches: tuple[Branch, ...] = (Branch(),)
+    edges: tuple[int, ...] = ()
+    unit: int = 1
+
+
+_PLAIN = _Plain()
+
+
+def rotary_attention(
+    query: Float[Tensor, "batch heads query head_dim"],
+    key: Float[Tensor, "batch kv_heads key head_dim"],
+    value: Float[Tensor, "batch kv_heads key value_dim"],
+    *,
+    rotary: Rotary | None,
+    distance: DistanceRule = _PLAIN,
+    query_positions: Shaped[Tensor, "*batch query"] | None = None,
+    key_positions: Shaped[Tensor, "*batch key"] | None = None,
+    causal: bool = True,
+    scale: float | None = None,
+    log_n: QueryScale | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    sinks: Float[Tensor, " heads"] | None = None,
+    key_lengths: Int[Tensor, " batch"] | None = None,
+    attention_mask: Shaped[Tensor, "_batch _heads _query key"] | None = None,
+    length: int | Tensor | None = None,
+    return_logsumexp: bool = False,
+    backend: Backend = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention of unrotated queries to unrotated keys under a rotary and a distance rule.
+
+    The score of a pair is ⟨R^{q_b(i)} q_i, R^{k_b(j)} k_j⟩ · scale with the branch b that the rule
+    gives to the pair (see `protocols`), then softcap, then the mask. Memory is linear in the
+    lengths; a pair costs one dot product, whatever the number of branches, except near an edge.
+
+    Args:
+        query: unrotated; float32, bfloat16, float16 or float64 (then all is float64).
+        key: unrotated, `heads` a multiple of `kv_heads`.
+        value: of the key's length; `value_dim` may differ from `head_dim`.
+        rotary: frequencies and layout. None: tensors are already positioned; plain rule only.
+        distance: which relative position a score sees; the distance itself by default.
+        query_positions: integer, float32 or float64, (query,) or (1 | batch, query). By default
+            the last query sits at the last key, so that decoding needs no positions; with
+            `key_lengths`, at each row's last valid key.
+        key_positions: as `query_positions`; 0 … key − 1 by default.
+        causal: hide keys at positions after the query's.
+        scale: factor on the scores; 1/√head_dim by default.
+        log_n: factor on each query by its position.
+        sliding_window: hide keys at this distance and beyond.
+        softcap: c, bounds scores by c·tanh(s/c).
+        sinks: a logit per head that takes probability and has no value.
+        key_lengths: keys from this index on are hidden, as in a cache that is not full.
+        attention_mask: boolean (True is visible) or additive.
+        length: context length for frequency rules that depend on it; by default one more than the
+            greatest key position.
+        return_logsumexp: also return the softmax's normaliser.
+        backend: "auto" or "reference". "triton" has no kernel yet and says so.
+
+    Returns:
+        Output (batch, heads, query, value_dim) in the query's dtype; with `return_logsumexp` also
+        the logsumexp (batch, heads, query), float32 or float64, sink included. A row that sees no
+        key gives zeros, and −∞ unless there is a sink.
+
+    Raises:
+        ValueError: sizes, devices, windows or options that do not fit, or an impossible backend.
+        TypeError: a dtype or an object of the wrong kind.
+    """
+    validation.check_tensors(query, key, value)
+    validation.check_rule(distance, causal=causal)
+    validation.check_rotary(rotary, query.shape[-1], len(distance.branches))
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
+    validation.check_numbers(scale, sliding_window, softcap)
+    validation.check_sinks(sinks, query)
+    validation.check_key_lengths(key_lengths, query)
+    validation.check_mask(attention_mask, query, key.shape[-2])
+    _check_backend(backend)
+
+    queries, keys = query.shape[-2], key.shape[-2]
+    by_index = query_positions is None and key_positions is None and key_lengths is None
+    if length is None:
+        length = keys if key_positions is None else key_positions.amax() + 1
+    key_at = _key_positions(key_positions, query, keys)
+    query_at = _query_positions(query_positions, query, key_at, key_lengths)
+    frequencies, factor = _frequencies(rotary, length, query)
+    query_factor = None if log_n is None else log_n(query_at)
+
+    visible_by_index = not causal or (by_index and queries in (1, keys))
+    extras = (sliding_window, softcap, sinks, key_lengths, attention_mask)
+    if (
+        backend == "auto"
+        and len(distance.branches) == 1
+        and visible_by_index
+        and all(extra is None for extra in extras)
+        and not return_logsumexp
+        and value.shape[-1] == query.shape[-1]
+        and min(queries, keys) > 0
+    ):
+        # The plain rule needs no branches: rotate and leave the rest to torch's fused attention.
+        if query_factor is not None:
+            query = query * query_factor[:, None, :, None].to(query.dtype)
+        if rotary is not None:
+            layout, (branch,) = rotary.layout, distance.branches
+            query = rotate(
+                query, *_cos_sin(branch.query(query_at), frequencies, factor, query), layout=layout
+            )
+            key = rotate(
+                key, *_cos_sin(branch.key(key_at), frequencies, factor, key), layout=layout
+            )
+        return torch.nn.functional.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            is_causal=causal and queries > 1,
+            scale=scale,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    output, logsumexp = rotary_attention_op(
+        query,
+        key,
+        value,
+        frequencies,
+        factor,
+        torch.stack([branch.query(query_at, dtype) for branch in distance.branches]),
+        torch.stack([branch.key(key_at, dtype) for branch in distance.branches]),
+        query_at,
+        key_at,
+        query_factor,
+        sinks,
+        key_lengths,
+        attention_mask,
+        list(distance.edges),
+        distance.unit,
+        "half" if rotary is None else rotary.layout,
+        causal,
+        scale,
+        sliding_window,
+        softcap,
+    )
+    return (output, logsumexp) if return_logsumexp else output
+
+
+def _check_backend(backend: str) -> None:
+    if backend in ("auto", "reference"):
+        return
+    if backend == "triton":
+        raise ValueError(
+            "backend 'triton' cannot run: this version has no Triton kernel for rotary attention; "
+            "use 'auto' or 'reference'"
+        )
+    raise ValueError(f"backend must be 'auto', 'reference' or 'triton', got {backend!r}")
+
+
+def _key_positions(positions: Tensor | None, query: Tensor, keys: int) -> Tensor:
+    """(1 | batch, key)."""
+    if positions is None:
+        return torch.arange(keys, device=query.device)[None]
+    validation.check_positions("key_positions", positions, query.shape[0], keys, query.device)
+    return positions if positions.ndim == 2 else positions[None]
+
+
+def _query_positions(
+    positions: Tensor | None, query: Tensor, key_at: Tensor, key_lengths: Tensor | None
+) -> Tensor:
+    """(1 | batch, query); by default the last query sits at the last key that is valid."""
+    queries = query.shape[-2]
+    if positions is not None:
+        validation.check_positions(
+            "query_positions", positions, query.shape[0], queries, query.device
+        )
+        return positions if positions.ndim == 2 else positions[None]
+    back = torch.arange(1 - queries, 1, device=query.device)
+    if key_at.shape[-1] == 0:
+        return back[None] - 1
+    if key_lengths is None:
+        return key_at[:, -1:] + back
+    last = (key_lengths[:, None].long() - 1).clamp(min=0)
+    return key_at.expand(query.shape[0], -1).gather(1, last) + back
+
+
+def _frequencies(
+    rotary: Rotary | None, length: int | Tensor, query: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Inverse frequencies (rotary_dim / 2) and the attention factor, a scalar tensor."""
+    if rotary is None:
+        return query.new_empty(0, dtype=torch.float32), torch.ones((), device=query.device)
+    frequencies = rotary.inverse_frequencies(length).to(query.device)
+    validation.check_frequencies(frequencies, rotary.rotary_dim)
+    factor = rotary.attention_factor(length)
+    if not isinstance(factor, Tensor):
+        factor = torch.tensor(factor, dtype=torch.float64)
+    return frequencies, factor.to(query.device)
+
+
+def _cos_sin(
+    positions: Tensor, frequencies: Tensor, factor: Tensor, x: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(1 | batch, 1, sequence, rotary_dim / 2), float32, or float64 for float64 `x`."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    angle = positions.to(dtype)[:, None, :, None] * frequencies.to(dtype)
+    factor = factor.to(dtype)
+    return angle.cos() * factor, angle.sin() * factor

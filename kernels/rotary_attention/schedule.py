@@ -1,0 +1,165 @@
+"""Which keys a block of queries has to look at, and through which branch of the distance rule.
+
+For one block of queries the keys fall into *runs*: hidden from every query (skipped), wholly in one
+branch (one dot product), or straddling an edge (one dot product for each branch). Under ReRoPE a
+causal block has the runs far | straddling | near | diagonal, so that all branches together cost one
+attention plus a band as wide as the block: O(query · key) time as plain attention has, O(key)
+memory for the schedule.
+
+Whether a key is hidden or which branch it takes is bounded by intervals: of each key, the least and
+the greatest distance to the block's queries, row by row of the batch, so that a row's left padding
+cancels. The bounds hold for positions in any order; sorted positions just make few runs of them.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+MAX_RUNS = 16
+
+
+class Visibility(NamedTuple):
+    """What decides whether a query sees a key; see `rotary_attention` for the meanings.
+
+    Attributes:
+        query_positions: (1 | batch, query).
+        key_positions: (1 | batch, key).
+        edges: thresholds on the block distance, ascending.
+        unit: block size in which distance is measured.
+        causal: whether keys at later positions are hidden.
+        sliding_window: keys at this distance and beyond are hidden.
+        key_lengths: (batch,), keys from this index on are hidden.
+        attention_mask: boolean (True is visible) or additive, (1 | batch, 1 | heads,
+            1 | query, key).
+    """
+
+    query_positions: Tensor
+    key_positions: Tensor
+    edges: tuple[int, ...]
+    unit: int
+    causal: bool
+    sliding_window: int | None
+    key_lengths: Tensor | None
+    attention_mask: Tensor | None
+
+
+class Run(NamedTuple):
+    """Neighbouring keys [start, stop) that a block of queries treats alike.
+
+    Attributes:
+        start: first key.
+        stop: one past the last key.
+        nearest: the least branch that a pair may take.
+        farthest: the greatest one.
+        masked: whether some pairs may be hidden or biased.
+    """
+
+    start: int
+    stop: int
+    nearest: int
+    farthest: int
+    masked: bool
+
+
+def mask_rows(mask: Tensor, start: int, stop: int) -> Tensor:
+    """The rows of queries [start, stop) of a mask that may have one row for all queries."""
+    return mask if mask.shape[-2] == 1 else mask[..., start:stop, :]
+
+
+def block_index(positions: Tensor, unit: int) -> Tensor:
+    """floor(position / unit) of integer or float positions."""
+    if unit == 1:
+        return positions.floor() if positions.is_floating_point() else positions
+    return torch.div(positions, unit, rounding_mode="floor")
+
+
+def _interval(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each key, the least and the greatest difference to a query, over the batch's rows."""
+    least = queries.amin(-1, keepdim=True) - keys
+    greatest = queries.amax(-1, keepdim=True) - keys
+    return least.amin(0), greatest.amax(0)
+
+
+def key_runs(visibility: Visibility, start: int, stop: int) -> list[Run]:
+    """The runs of keys for queries [start, stop), hidden keys left out, in ascending order."""
+    v = visibility
+    queries, keys = v.query_positions[:, start:stop], v.key_positions
+    least, greatest = _interval(queries, keys)
+    hidden = torch.zeros_like(least, dtype=torch.bool)
+    masked = torch.zeros_like(hidden)
+    if v.causal:
+        hidden |= greatest < 0
+        masked |= least < 0
+    if v.sliding_window is not None:
+        hidden |= (least >= v.sliding_window) | (greatest <= -v.sliding_window)
+        masked |= (greatest >= v.sliding_window) | (least <= -v.sliding_window)
+    if v.key_lengths is not None:
+        index = torch.arange(keys.shape[-1], device=keys.device)
+        hidden |= index >= v.key_lengths.amax()
+        masked |= index >= v.key_lengths.amin()
+    if v.attention_mask is not None:
+        rows = mask_rows(v.attention_mask, start, stop)
+        seen = rows if rows.dtype == torch.bool else rows != -torch.inf
+        plain = rows if rows.dtype == torch.bool else rows == 0
+        hidden |= ~seen.flatten(0, 2).any(0)
+        masked |= ~plain.flatten(0, 2).all(0)
+    nearest = torch.zeros_like(hidden, dtype=torch.int64)
+    farthest = torch.zeros_like(nearest)
+    if v.edges:
+        least, greatest = _interval(block_index(queries, v.unit), block_index(keys, v.unit))
+        for edge in v.edges:
+            nearest += least >= edge
+            farthest += greatest >= edge
+    branches = len(v.edges) + 1
+    code = ((nearest * branches + farthest) * 2 + masked).masked_fill(hidden, -1)
+    return _merge(list(_decode(code, branches)))
+
+
+def _decode(code: Tensor, branches: int) -> Iterator[Run]:
+    values, counts = torch.unique_consecutive(code, return_counts=True)
+    start = 0
+    for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+        if value >= 0:
+            nearest, farthest = divmod(value // 2, branches)
+            yield Run(start, start + count, nearest, farthest, bool(value % 2))
+        start += count
+
+
+def _merge(runs: list[Run]) -> list[Run]:
+    """One masked run over everything if shuffled positions or a ragged mask make too many."""
+    if len(runs) <= MAX_RUNS:
+        return runs
+    nearest, farthest = min(run.nearest for run in runs), max(run.farthest for run in runs)
+    return [Run(runs[0].start, runs[-1].stop, nearest, farthest, masked=True)]
+
+
+def branch_of_pairs(visibility: Visibility, start: int, stop: int, run: Run) -> Tensor:
+    """Branch index of each pair, (1 | batch, query, key) of the block's queries and run's keys."""
+    queries = block_index(visibility.query_positions[:, start:stop], visibility.unit)
+    keys = block_index(visibility.key_positions[:, run.start : run.stop], visibility.unit)
+    distance = queries.unsqueeze(-1) - keys.unsqueeze(-2)
+    branch = torch.zeros_like(distance, dtype=torch.int64)
+    for edge in visibility.edges:
+        branch += distance >= edge
+    return branch
+
+
+def hidden_pairs(visibility: Visibility, start: int, stop: int, run: Run) -> Tensor:
+    """Pairs that positions and key lengths hide, boolean (1 | batch, query, key).
+
+    The attention mask is not among them, because it may differ by head.
+    """
+    v = visibility
+    queries = v.query_positions[:, start:stop].unsqueeze(-1)
+    distance = queries - v.key_positions[:, run.start : run.stop].unsqueeze(-2)
+    hidden = torch.zeros_like(distance, dtype=torch.bool)
+    if v.causal:
+        hidden |= distance < 0
+    if v.sliding_window is not None:
+        hidden |= distance.abs() >= v.sliding_window
+    if v.key_lengths is not None:
+        index = torch.arange(run.start, run.stop, device=hidden.device)
+        hidden = hidden | (index >= v.key_lengths[:, None, None])
+    return hidden

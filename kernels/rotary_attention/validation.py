@@ -1,0 +1,198 @@
+"""Checks of what users pass to `rotary_attention`: each names what was expected and what came."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ropewalk.kernels.rotary_attention.protocols import DistanceRule, Rotary
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
+    """Ranks, dtypes, devices and sizes of query, key and value."""
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        if x.ndim != 4:
+            raise ValueError(
+                f"{name} must have 4 dimensions (batch, heads, sequence, head_dim), "
+                f"got shape {tuple(x.shape)}"
+            )
+        if x.dtype not in FLOATS:
+            raise TypeError(
+                f"{name} must be float32, bfloat16, float16 or float64, got {x.dtype}; "
+                f"convert it with .to(torch.float32)"
+            )
+        if x.dtype != query.dtype:
+            raise ValueError(
+                f"query, key and value must share a dtype, got query {query.dtype} and "
+                f"{name} {x.dtype}; convert one of them"
+            )
+        if x.device != query.device:
+            raise ValueError(
+                f"query, key and value must be on one device, got query on {query.device} and "
+                f"{name} on {x.device}; move one of them"
+            )
+        if x.shape[0] != query.shape[0]:
+            raise ValueError(
+                f"query, key and value must share the batch size, got {query.shape[0]} for query "
+                f"and {x.shape[0]} for {name}"
+            )
+    if key.shape[-1] != query.shape[-1]:
+        raise ValueError(
+            f"query and key must share head_dim, got {query.shape[-1]} and {key.shape[-1]}"
+        )
+    if key.shape[1:3] != value.shape[1:3]:
+        raise ValueError(
+            f"key and value must share heads and length, got {tuple(key.shape[1:3])} and "
+            f"{tuple(value.shape[1:3])}"
+        )
+    heads, kv_heads = query.shape[1], key.shape[1]
+    if kv_heads == 0 or heads % kv_heads:
+        raise ValueError(
+            f"the query's heads must be a multiple of the key's, got {heads} and {kv_heads}"
+        )
+
+
+def check_rotary(rotary: Rotary | None, head_dim: int, branches: int) -> None:
+    """Rotary dimension and layout; without a rotary a rule of several branches means nothing."""
+    if rotary is None:
+        if branches > 1:
+            raise ValueError(
+                f"expected a rotary for a distance rule of {branches} branches, got None; "
+                f"such a rule rotates by itself, so pass the RotaryEmbedding and unrotated tensors"
+            )
+        return
+    if not isinstance(rotary, Rotary):
+        raise TypeError(
+            f"rotary must have rotary_dim, layout, inverse_frequencies and attention_factor, as "
+            f"RotaryEmbedding has, got {type(rotary).__name__}; rotate by it beforehand and pass "
+            f"rotary=None"
+        )
+    if rotary.rotary_dim % 2 or not 0 < rotary.rotary_dim <= head_dim:
+        raise ValueError(
+            f"rotary_dim must be even, positive and at most head_dim {head_dim}, "
+            f"got {rotary.rotary_dim}"
+        )
+    if rotary.layout not in ("half", "interleaved"):
+        raise ValueError(f"layout must be 'half' or 'interleaved', got {rotary.layout!r}")
+
+
+def check_frequencies(frequencies: Tensor, rotary_dim: int) -> None:
+    """Shape of the inverse frequencies; learned ones would silently get no gradient."""
+    if frequencies.shape != (rotary_dim // 2,):
+        raise ValueError(
+            f"inverse_frequencies must have shape ({rotary_dim // 2},) for rotary_dim "
+            f"{rotary_dim}, got {tuple(frequencies.shape)}"
+        )
+    if frequencies.requires_grad:
+        raise ValueError(
+            "inverse_frequencies must not require a gradient, because this op has none for them; "
+            "rotate the queries and keys beforehand and pass rotary=None, or detach them"
+        )
+
+
+def check_rule(rule: DistanceRule, *, causal: bool) -> None:
+    """Branches, edges and unit of a distance rule."""
+    if not isinstance(rule, DistanceRule):
+        raise TypeError(
+            f"distance must have branches, edges and unit, as ReRoPE has, got {type(rule).__name__}"
+        )
+    if len(rule.edges) != len(rule.branches) - 1:
+        raise ValueError(
+            f"a distance rule needs one edge fewer than branches, got {len(rule.edges)} edges "
+            f"and {len(rule.branches)} branches"
+        )
+    if rule.unit < 1 or any(edge < 1 for edge in rule.edges):
+        raise ValueError(
+            f"a distance rule's unit and edges (its window) must be at least 1, "
+            f"got unit {rule.unit} and edges {tuple(rule.edges)}"
+        )
+    if any(b <= a for a, b in zip(rule.edges[:-1], rule.edges[1:], strict=True)):
+        raise ValueError(f"a distance rule's edges must ascend, got {tuple(rule.edges)}")
+    if len(rule.branches) > 1 and not causal:
+        raise ValueError(
+            f"a distance rule of {len(rule.branches)} branches is defined for keys that come "
+            f"before the query only, got causal=False; pass causal=True or the plain rule"
+        )
+
+
+def check_positions(name: str, positions: Tensor, batch: int, length: int, device: object) -> None:
+    """Shape (sequence,) or (1 | batch, sequence), integer or float."""
+    if positions.dtype == torch.bool or positions.is_complex():
+        raise TypeError(f"{name} must be integer or float, got {positions.dtype}")
+    if positions.dtype in (torch.bfloat16, torch.float16):
+        raise TypeError(
+            f"{name} must be integer, float32 or float64, got {positions.dtype}, which cannot "
+            f"tell positions beyond 256 (bfloat16) or 2048 (float16) apart"
+        )
+    shapes = ((length,), (1, length), (batch, length))
+    if tuple(positions.shape) not in shapes:
+        raise ValueError(
+            f"{name} must have shape ({length},) or ({batch}, {length}), "
+            f"got {tuple(positions.shape)}"
+        )
+    if positions.device != device:
+        raise ValueError(f"{name} must be on {device} as the query is, got {positions.device}")
+
+
+def check_numbers(scale: float, sliding_window: int | None, softcap: float | None) -> None:
+    """Finite scale, positive window and cap."""
+    if not math.isfinite(scale):
+        raise ValueError(f"scale must be finite, got {scale}")
+    if sliding_window is not None and sliding_window < 1:
+        raise ValueError(f"sliding_window must be at least 1, got {sliding_window}")
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap must be positive, got {softcap}; pass None for no cap")
+
+
+def check_sinks(sinks: Tensor | None, query: Tensor) -> None:
+    """One logit per query head."""
+    if sinks is None:
+        return
+    if tuple(sinks.shape) != (query.shape[1],):
+        raise ValueError(
+            f"sinks must have one logit per query head, shape ({query.shape[1]},), "
+            f"got {tuple(sinks.shape)}"
+        )
+    if sinks.dtype not in FLOATS or sinks.device != query.device:
+        raise ValueError(
+            f"sinks must be floating point on {query.device}, got {sinks.dtype} on {sinks.device}"
+        )
+
+
+def check_key_lengths(key_lengths: Tensor | None, query: Tensor) -> None:
+    """One integer per row of the batch."""
+    if key_lengths is None:
+        return
+    integer = not (key_lengths.is_floating_point() or key_lengths.is_complex())
+    if not integer or key_lengths.dtype == torch.bool:
+        raise TypeError(f"key_lengths must be integer, got {key_lengths.dtype}")
+    if tuple(key_lengths.shape) != (query.shape[0],):
+        raise ValueError(
+            f"key_lengths must have shape ({query.shape[0]},), got {tuple(key_lengths.shape)}"
+        )
+    if key_lengths.device != query.device:
+        raise ValueError(f"key_lengths must be on {query.device}, got {key_lengths.device}")
+
+
+def check_mask(mask: Tensor | None, query: Tensor, keys: int) -> None:
+    """Boolean or additive, broadcastable to (batch, heads, query, key)."""
+    if mask is None:
+        return
+    batch, heads, queries, _ = query.shape
+    allowed = ((1, batch), (1, heads), (1, queries), (keys,))
+    if mask.ndim != 4 or any(n not in ok for n, ok in zip(mask.shape, allowed, strict=True)):
+        raise ValueError(
+            f"attention_mask must have shape (1 or {batch}, 1 or {heads}, 1 or {queries}, {keys}), "
+            f"got {tuple(mask.shape)}"
+        )
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise TypeError(
+            f"attention_mask must be boolean (True is visible) or floating point (added to the "
+            f"scores), got {mask.dtype}; convert a 0/1 mask with .bool()"
+        )
+    if mask.requires_grad:
+        raise ValueError("attention_mask must not require a gradient, because this op has none")
+    if mask.device != query.device:
+        raise ValueError(f"attention_mask must be on {query.device}, got {mask.device}")
