@@ -109,7 +109,11 @@ def rotary_attention(
     key_at = _key_positions(key_positions, query, keys)
     query_at = _query_positions(query_positions, query, key_at, key_lengths)
     frequencies, factor = _frequencies(rotary, length, query)
-    query_factor = None if log_n is None else log_n(query_at)
+    query_factor = None if log_n is None else _query_factor(log_n, query_at, query)
+    if query_factor is not None and query_factor.requires_grad:
+        # A learned scale: the operator has no gradient for it, a product outside has.
+        query = (query * query_factor[:, None, :, None]).to(query.dtype)
+        query_factor = None
 
     visible_by_index = not causal or (by_index and queries in (1, keys))
     extras = (sliding_window, softcap, sinks, key_lengths, attention_mask)
@@ -124,7 +128,7 @@ def rotary_attention(
     ):
         # The plain rule needs no branches: rotate and leave the rest to torch's fused attention.
         if query_factor is not None:
-            query = query * query_factor[:, None, :, None].to(query.dtype)
+            query = (query * query_factor[:, None, :, None]).to(query.dtype)
         if rotary is not None:
             layout, (branch,) = rotary.layout, distance.branches
             query = rotate(
@@ -217,6 +221,17 @@ def _frequencies(
     if not isinstance(factor, Tensor):
         factor = torch.tensor(factor, dtype=torch.float64)
     return frequencies, factor.to(query.device)
+
+
+def _query_factor(log_n: QueryScale, positions: Tensor, query: Tensor) -> Tensor:
+    """(1 | batch, query), float32, or float64 for a float64 query."""
+    factor = log_n(positions.double() if query.dtype == torch.float64 else positions)
+    if factor.shape != positions.shape:
+        raise ValueError(
+            f"log_n must return one factor per position, shape {tuple(positions.shape)}, "
+            f"got {tuple(factor.shape)}"
+        )
+    return factor
 
 
 def _cos_sin(

@@ -6,8 +6,9 @@
 
 λ is the query factor (log n scaling). Softmax and gradients follow FlashAttention (arXiv
 2205.14135, 2307.08691): running maximum and sum forward; backward recomputes the probabilities
-from lse and uses ds = p ⊙ (dp − Δ), Δ_i = ⟨do_i, o_i⟩ − dlse_i. Both walk the runs of schedule.py, so that memory is
-linear in the sequence length and every pair costs one dot product, except near a branch's edge.
+from lse and uses ds = p ⊙ (dp − Δ), Δ_i = ⟨do_i, o_i⟩ − dlse_i. Both walk the runs of schedule.py,
+so that memory is linear in the sequence length and every pair costs one dot product, except near
+a branch's edge.
 
 Half-precision inputs are computed in float32 and float64 ones in float64; the rounding to the
 input's dtype is the last line of `forward` and `backward`.

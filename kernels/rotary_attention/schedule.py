@@ -12,6 +12,7 @@ cancels. The bounds hold for positions in any order; sorted positions just make 
 """
 
 from collections.abc import Iterator
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -79,7 +80,8 @@ def _interval(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     """Of each key, the least and the greatest difference to a query, over the batch's rows."""
     least = queries.amin(-1, keepdim=True) - keys
     greatest = queries.amax(-1, keepdim=True) - keys
-    return least.amin(0), greatest.amax(0)
+    # Row by row, because torch's reductions over the first dimension are slow for integers.
+    return reduce(torch.minimum, least), reduce(torch.maximum, greatest)
 
 
 def key_runs(visibility: Visibility, start: int, stop: int) -> list[Run]:

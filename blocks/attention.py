@@ -1,0 +1,169 @@
+"""Multi-head attention whose positions are a rotary embedding times a distance rule.
+
+    q, k, v = x W_q, x W_k, x W_v          (q, k normed per head if `qk_norm`)
+    y = rotary_attention(q, k, v) W_o      (`ropewalk.kernels.rotary_attention`)
+
+Grouped-query heads (arXiv 2305.13245), query-key normalisation before the rotation as in Qwen3
+(arXiv 2302.05442 §2 for why), sliding windows, logit caps and log n scaling compose with every
+distance rule. Keys are cached unrotated. Time O(seq²·dim), memory O(seq·dim).
+"""
+
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor, nn
+
+from ropewalk.blocks.key_value_cache import KeyValueCache
+from ropewalk.blocks.rotary import Plain
+from ropewalk.kernels.rotary_attention import (
+    Backend,
+    DistanceRule,
+    QueryScale,
+    Rotary,
+    rotary_attention,
+)
+
+__all__ = ["KeyValueCache", "RotaryAttention"]
+
+
+class RotaryAttention(nn.Module):
+    """Attention over (batch, seq, dim) with relative positions, for anybody's model.
+
+    Example:
+        >>> rotary = RotaryEmbedding(64)                       # one for all layers
+        >>> layer = RotaryAttention(512, 8, 2, rotary=rotary, distance=ReRoPE(window=256))
+        >>> layer(torch.randn(1, 1000, 512)).shape
+        torch.Size([1, 1000, 512])
+
+    Args:
+        dim: width of the residual stream.
+        heads: query heads.
+        kv_heads: key and value heads, a divisor of `heads`; `heads` if None.
+        rotary: the rotary embedding; layers may share it. None for no positions at all.
+        distance: the distance rule; plain RoPE by default. Assign to `.distance` to change it,
+            for instance from inverse Leaky ReRoPE in training to plain RoPE afterwards.
+        log_n: factor on queries by position.
+        qk_norm: RMSNorm with learned weights over each head's query and key, before the rotation.
+        norm_eps: the norms' epsilon.
+        head_dim: width of a head; dim / heads if None.
+        bias: whether the projections of queries, keys and values have a bias.
+        causal: whether keys at later positions are hidden.
+        sliding_window: keys at this distance and beyond are hidden.
+        softcap: bound on the logits.
+        backend: as in `rotary_attention`.
+
+    Raises:
+        ValueError: sizes that do not divide, or a rotary wider than a head.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        kv_heads: int | None = None,
+        *,
+        rotary: Rotary | None,
+        distance: DistanceRule | None = None,
+        log_n: QueryScale | None = None,
+        qk_norm: bool = False,
+        norm_eps: float = 1e-6,
+        head_dim: int | None = None,
+        bias: bool = False,
+        causal: bool = True,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__()
+        kv_heads = heads if kv_heads is None else kv_heads
+        if min(dim, heads, kv_heads) < 1 or heads % kv_heads:
+            raise ValueError(
+                f"heads must be a positive multiple of kv_heads, got dim {dim}, heads {heads} and "
+                f"kv_heads {kv_heads}"
+            )
+        if head_dim is None and dim % heads:
+            raise ValueError(
+                f"dim must be a multiple of heads unless head_dim is given, got dim {dim} and "
+                f"heads {heads}"
+            )
+        self.dim, self.heads, self.kv_heads = dim, heads, kv_heads
+        self.head_dim = dim // heads if head_dim is None else head_dim
+        if rotary is not None and rotary.rotary_dim > self.head_dim:
+            raise ValueError(
+                f"rotary_dim must be at most head_dim {self.head_dim}, got {rotary.rotary_dim}; "
+                f"build the rotary embedding for head_dim {self.head_dim}"
+            )
+        self.rotary = rotary
+        self.distance: DistanceRule = Plain() if distance is None else distance
+        self.log_n = log_n
+        self.causal, self.sliding_window, self.softcap = causal, sliding_window, softcap
+        self.backend: Backend = backend
+        self.query_projection = nn.Linear(dim, heads * self.head_dim, bias=bias)
+        self.key_projection = nn.Linear(dim, kv_heads * self.head_dim, bias=bias)
+        self.value_projection = nn.Linear(dim, kv_heads * self.head_dim, bias=bias)
+        self.output_projection = nn.Linear(heads * self.head_dim, dim, bias=False)
+        self.query_norm = nn.RMSNorm(self.head_dim, eps=norm_eps) if qk_norm else nn.Identity()
+        self.key_norm = nn.RMSNorm(self.head_dim, eps=norm_eps) if qk_norm else nn.Identity()
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch seq dim"],
+        *,
+        positions: Shaped[Tensor, "*batch seq"] | None = None,
+        attention_mask: Bool[Tensor, "_batch _heads _query key"] | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Float[Tensor, "batch seq dim"]:
+        """Attends.
+
+        Args:
+            x: the residual stream, normed by the caller.
+            positions: integer or float, (seq,) or (batch, seq); 0 … seq − 1 by default, or on from
+                the cache's last position.
+            attention_mask: boolean (True is visible) or additive, over all keys including cached.
+            cache: holds the keys of earlier calls; the new ones are appended.
+
+        Returns:
+            The update of the residual stream.
+
+        Raises:
+            ValueError: shapes that do not fit, or a cache while gradients are recorded.
+        """
+        query = self.query_norm(self._heads(self.query_projection(x)))
+        key = self.key_norm(self._heads(self.key_projection(x)))
+        value = self._heads(self.value_projection(x))
+        key_positions = positions
+        if cache is not None:
+            if positions is None:
+                positions = cache.next_positions(x.shape[1], x.device)
+            rows = positions if positions.ndim == 2 else positions[None]
+            key, value, key_positions = cache.append(key, value, rows)
+        y = rotary_attention(
+            query,
+            key,
+            value,
+            rotary=self.rotary,
+            distance=self.distance,
+            query_positions=positions,
+            key_positions=key_positions,
+            causal=self.causal,
+            log_n=self.log_n,
+            sliding_window=self.sliding_window,
+            softcap=self.softcap,
+            attention_mask=attention_mask,
+            backend=self.backend,
+        )
+        assert isinstance(y, Tensor)  # without return_logsumexp there is one result
+        return self.output_projection(y.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(batch, seq, heads · head_dim) → (batch, heads, seq, head_dim)."""
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def extra_repr(self) -> str:
+        parts = [f"{self.dim}", f"heads={self.heads}", f"distance={self.distance}"]
+        if self.kv_heads != self.heads:
+            parts.insert(2, f"kv_heads={self.kv_heads}")
+        for name in ("log_n", "sliding_window", "softcap"):
+            if getattr(self, name) is not None:
+                parts.append(f"{name}={getattr(self, name)}")
+        if not self.causal:
+            parts.append("causal=False")
+        return ", ".join(parts)
