@@ -53,8 +53,8 @@ class Recipe:
     seed: int = 0
     steps: int = 6000
     tokens_per_step: int = 4096
-    matrix_rate: float = 1e-2
-    rate: float = 6e-3
+    matrix_rate: float = 3e-3
+    rate: float = 2e-3
     weight_decay: float = 0.1
     warmup: int = 100
     decay_from: float = 0.5

@@ -97,7 +97,9 @@ def validate(model: nn.Module, windows: Tensor, *, prompts: int = 32) -> dict[st
     half = windows.shape[1] // 2
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = torch.cat([model(input_ids=part).logits for part in windows.split(16)])
-        predicted = torch.cat([model(input_ids=part).logits.argmax(-1) for part in tokens.split(16)])
+        predicted = torch.cat(
+            [model(input_ids=part).logits.argmax(-1) for part in tokens.split(16)]
+        )
     loss = functional.cross_entropy(
         logits[:, half - 1 : -1].flatten(0, 1).float(), windows[:, half:].flatten()
     )
@@ -185,7 +187,9 @@ def train(
     model = architecture.untrained(recipe.seed)
     if recipe.variant:
         if plug_variant is None:
-            raise ValueError(f"recipe {recipe.name!r} trains under {recipe.variant!r}; pass plug_variant")
+            raise ValueError(
+                f"recipe {recipe.name!r} trains under {recipe.variant!r}; pass plug_variant"
+            )
         plug_variant(model, recipe.variant)
     steppers = optimisers(model, recipe)
     described = json.loads(json.dumps(asdict(recipe)))

@@ -13,7 +13,9 @@ from ropewalk.evals.default_model.recipe import RECIPES, Phase
 def text(tmp_path_factory: pytest.TempPathFactory) -> TrainingText:
     folder = tmp_path_factory.mktemp("library")
     for number in range(20):
-        (folder / f"module{number}.py").write_text(f"def function{number}(): return {number}. \n" * 99)
+        (folder / f"module{number}.py").write_text(
+            f"def function{number}(): return {number}. \n" * 99
+        )
     return TrainingText(folder)
 
 
@@ -72,7 +74,9 @@ def test_a_passkey_row_asks_for_the_key_that_its_needle_states(
 ) -> None:
     row = mixture.passkey_row(text, 512, np.random.default_rng(seed))
     content = as_text(row.tokens)
-    found = re.search(r"The pass key is (\d{5})\. Remember it\. (\d{5}) is the pass key\. ", content)
+    found = re.search(
+        r"The pass key is (\d{5})\. Remember it\. (\d{5}) is the pass key\. ", content
+    )
     assert found is not None
     assert content.endswith(f"The pass key is {found[1]}\n")
     assert as_text(row.targets) == f"{found[1]}{found[1]}\n"

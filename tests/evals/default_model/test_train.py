@@ -104,9 +104,7 @@ def test_a_published_model_loads_through_transformers(tmp_path: Path) -> None:
             loaded(tokens).logits, model.eval()(tokens).logits, rtol=0.05, atol=0.02
         )
     assert loaded.config.ropewalk == {"variant": "log-n:length=512"}
-    restored = load_weights(
-        architecture.untrained(5), tmp_path / "run" / "checkpoint.safetensors"
-    )
+    restored = load_weights(architecture.untrained(5), tmp_path / "run" / "checkpoint.safetensors")
     torch.testing.assert_close(restored.state_dict(), model.state_dict(), rtol=0, atol=0)
 
 
