@@ -1,0 +1,224 @@
+"""The command `ropewalk`: one sub-command per job.
+
+Bad input ends with one line on stderr and exit code 2, never with a traceback; a machine that
+cannot finish ends with one line and exit code 1.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from ropewalk.evals.errors import EvaluationError, InputError
+
+Number = TypeVar("Number", int, float)
+
+app = typer.Typer(
+    name="ropewalk",
+    help="RoPE variants for language models: plug them in, measure them at long context.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Threads = Annotated[
+    int | None, typer.Option(help="Processor threads; as many as may be used by default.", min=1)
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line and exits.
+
+    Args:
+        arguments: the command line without the program's name; `sys.argv` by default.
+    """
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    command = typer.main.get_command(app)
+    try:
+        command.main(args=arguments, prog_name="ropewalk", standalone_mode=False)
+    except InputError as error:
+        return _fail(str(error), 2)
+    except EvaluationError as error:
+        return _fail(str(error), 1)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("stopped; the same command continues where it was", 130)
+    except typer.Exit as error:
+        return error.exit_code
+    except Exception as error:
+        # Usage errors of the command line parser; its exception classes have moved between
+        # releases, their interface has not.
+        if not hasattr(error, "format_message"):
+            raise
+        message = error.format_message()  # type: ignore[attr-defined]
+        return _fail(message or "no command given; see ropewalk --help", 2)
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stderr.write(f"ropewalk: error: {' '.join(message.split())}\n")
+    return code
+
+
+@app.command("eval")
+def eval_command(
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; runs/MODEL by default.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="Bundled name, folder or hub id.")] = "default",
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(help="See `ropewalk variants`; VARIANT@MODEL runs it on another model."),
+    ] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="perplexity or passkey; both by default.")
+    ] = None,
+    length: Annotated[
+        str | None,
+        typer.Option(help="Ascending lengths in tokens, such as 4096,8192; 1,2,4,8 × the trained."),
+    ] = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(help="Text file or folder; bundled held-out text by default."),
+    ] = None,
+    documents: Annotated[int, typer.Option(help="Most documents of the longest length.")] = 8,
+    score_tokens: Annotated[
+        int | None,
+        typer.Option(help="Last tokens scored in each document; half the shortest length."),
+    ] = None,
+    depth: Annotated[
+        str, typer.Option(help="Where the pass key is hidden, 0 to 1.")
+    ] = "0,0.25,0.5,0.75,1",
+    trials: Annotated[int, typer.Option(help="Pass keys for each length and depth.")] = 4,
+    seed: Annotated[int, typer.Option(help="Decides the pass keys.")] = 0,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
+    batch_size: Annotated[
+        int | None, typer.Option(help="Most sequences at once; chosen to fit memory by default.")
+    ] = None,
+    threads: Threads = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Measures variants on a model over context lengths; continues a run that was stopped."""
+    from ropewalk.evals.request import TASKS, Request
+
+    request = Request(
+        out=out or Path("runs") / (Path(model).name or "model"),
+        model=model,
+        variants=tuple(variant or ("rope",)),
+        tasks=tuple(task or TASKS),
+        lengths=_numbers("length", length, int) if length is not None else (),
+        text=tuple(text or ()),
+        documents=documents,
+        score_tokens=score_tokens,
+        depths=_numbers("depth", depth, float),
+        trials=trials,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+        batch_size=batch_size,
+        trust_remote_code=trust_remote_code,
+    )
+    request.check()
+    _set_threads(threads)
+    from ropewalk.evals.commands import evaluate_and_report
+
+    evaluate_and_report(request)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+) -> None:
+    """Draws a run again: the table, perplexity.png, passkey.png and report.html."""
+    from ropewalk.evals.commands import report_run
+
+    report_run(run)
+
+
+@app.command()
+def variants() -> None:
+    """Lists the rules that a variant can be made of, with parameters and papers."""
+    from ropewalk.evals.commands import list_variants
+
+    list_variants()
+
+
+@app.command()
+def demo(
+    full: Annotated[
+        bool, typer.Option("--full", help="Also 8192 and 16384 tokens (a good hour).")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; runs/demo or runs/demo-full.")
+    ] = None,
+    threads: Threads = None,
+) -> None:
+    """Every variant on the bundled model, at 1 to 8 times the length it was trained at."""
+    from ropewalk.evals.demo import demo_request
+
+    request = demo_request(full=full, out=out)
+    request.check()
+    _set_threads(threads)
+    from ropewalk.evals.commands import evaluate_and_report
+
+    evaluate_and_report(request)
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Option(help="Folder to write; must not exist yet.")],
+    variant: Annotated[str, typer.Option(help="A frequency rule, see `ropewalk variants`.")],
+    model: Annotated[str, typer.Option(help="Bundled name, folder or hub id.")] = "default",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "bfloat16",
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Writes a checkpoint whose config lets vLLM, SGLang and llama.cpp run a frequency rule."""
+    from ropewalk.evals.commands import export_model
+
+    export_model(model, variant, out, dtype=dtype, trust_remote_code=trust_remote_code)
+
+
+@app.command("train-default")
+def train_default(
+    out: Annotated[Path, typer.Option(help="Folder of the checkpoint; a stopped run continues.")],
+    recipe: Annotated[str, typer.Option(help="Which bundled model to train.")] = "plain",
+    threads: Threads = None,
+) -> None:
+    """Trains a bundled model again, from Python's standard-library source."""
+    from ropewalk.evals.commands import train_model
+
+    _set_threads(threads)
+    train_model(recipe, out)
+
+
+def _numbers(name: str, written: str, kind: type[Number]) -> tuple[Number, ...]:
+    """Parses `1,2,3`."""
+    try:
+        return tuple(kind(piece) for piece in written.split(","))
+    except ValueError as error:
+        expected = "whole numbers" if kind is int else "numbers"
+        raise InputError(
+            f"--{name} expects {expected} separated by commas, got {written!r}"
+        ) from error
+
+
+def _set_threads(threads: int | None) -> None:
+    """Lets torch use the threads asked for, and no more than this process may by default."""
+    import torch
+
+    from ropewalk.evals.memory import usable_threads
+
+    torch.set_num_threads(threads or min(torch.get_num_threads(), usable_threads()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Reports of a run: a table, two pictures and a page, all drawn from its file alone."""
+
+from pathlib import Path
+
+from ropewalk.evals.report.conclusion import conclusion
+from ropewalk.evals.report.summary import Summary, summarise
+from ropewalk.evals.report.table import terminal_tables
+from ropewalk.evals.run_file import read_run
+
+__all__ = ["Summary", "conclusion", "summarise", "terminal_tables", "write_report"]
+
+
+def write_report(folder: Path) -> tuple[Summary, list[Path]]:
+    """Draws the pictures and the page of the run in `folder`.
+
+    Returns:
+        The run's summary, and the files that were written.
+
+    Raises:
+        InputError: there is no run in `folder`, or it cannot be written to.
+    """
+    from ropewalk.evals.errors import InputError
+    from ropewalk.evals.report.figures import perplexity_picture, retrieval_picture
+    from ropewalk.evals.report.page import page
+
+    content = read_run(folder)
+    summary = summarise(content)
+    written = []
+    pictures: dict[str, tuple[bytes, bytes]] = {}
+    if summary.losses:
+        pictures["perplexity"] = perplexity_picture(summary), perplexity_picture(summary, dark=True)
+    if summary.retrieval:
+        pictures["passkey"] = retrieval_picture(summary), retrieval_picture(summary, dark=True)
+    try:
+        for name, (light, _) in pictures.items():
+            path = folder / f"{name}.png"
+            path.write_bytes(light)
+            written.append(path)
+        path = folder / "report.html"
+        path.write_text(page(summary, pictures), encoding="utf-8")
+        written.append(path)
+    except OSError as error:
+        raise InputError(f"report in {str(folder)!r} cannot be written: {error.strerror}") from None
+    return summary, written

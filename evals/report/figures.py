@@ -1,0 +1,224 @@
+"""The two pictures of a run: loss over context length, and pass keys found over length × depth."""
+
+from io import BytesIO
+from math import ceil, isfinite
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+from ropewalk.evals.report.summary import Summary
+from ropewalk.evals.report.theme import Theme, line_styles, theme
+
+# Curves that leave the picture: losses above this multiple of the lowest are cut off, so that the
+# differences between the good ones can be seen.
+CUT_OFF = 1.6
+MOST_BANDS = 4
+COLUMNS = 4
+
+
+def perplexity_picture(summary: Summary, *, dark: bool = False) -> bytes:
+    """Loss in bits per byte over context length, a curve per variant, as PNG.
+
+    Args:
+        summary: of a run with perplexity.
+        dark: for a dark background.
+    """
+    chosen = theme(dark=dark)
+    figure, axes = _figure(chosen, 9.6, 5.6)
+    styles = line_styles(summary.variants, summary.configuration["variants"], chosen)
+    values = {
+        key: loss.bits_per_byte.value
+        for key, loss in summary.losses.items()
+        if isfinite(loss.bits_per_byte.value)
+    }
+    lowest = min(values.values(), default=1.0)
+    top = min(max(values.values(), default=2.0) * 1.03, lowest * CUT_OFF)
+    bottom = lowest - 0.04 * (top - lowest) - 1e-3
+    ends: list[tuple[str, float]] = []
+    for variant in summary.variants:
+        lengths = [length for length in summary.lengths if (variant, length) in values]
+        if not lengths:
+            continue
+        style = styles[variant]
+        curve = [values[variant, length] for length in lengths]
+        axes.plot(
+            lengths,
+            curve,
+            style.dashes,
+            color=style.color,
+            linewidth=style.width,
+            marker="o",
+            markersize=4,
+            label=variant,
+        )
+        if len(summary.variants) <= MOST_BANDS:
+            cells = [summary.losses[variant, length].bits_per_byte for length in lengths]
+            axes.fill_between(
+                lengths,
+                [cell.low for cell in cells],
+                [cell.high for cell in cells],
+                color=style.color,
+                alpha=0.12,
+                linewidth=0,
+            )
+        ends.append((variant, curve[-1]))
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(summary.lengths, [f"{length}" for length in summary.lengths])
+    axes.minorticks_off()
+    axes.set_ylim(bottom, top)
+    first, last = summary.lengths[0], summary.lengths[-1]
+    axes.set_xlim(first / 1.08, last * (1.04 if last > first else 1.5))
+    if first <= summary.trained_length <= last:
+        axes.axvline(summary.trained_length, color=chosen.quiet, linewidth=1, linestyle=":")
+        axes.annotate(
+            " trained length",
+            (summary.trained_length, 0.985),
+            xycoords=("data", "axes fraction"),
+            color=chosen.quiet,
+            fontsize=8,
+            va="top",
+        )
+    axes.grid(axis="y", color=chosen.quiet, alpha=0.25, linewidth=0.6)
+    scored = summary.configuration["tasks"]["perplexity"]["score_tokens"]
+    axes.set_xlabel("context length (tokens)", color=chosen.text)
+    axes.set_ylabel("loss (bits per byte)", color=chosen.text)
+    axes.set_title(
+        f"Loss on the same last {scored} tokens as the context grows ({summary.model})",
+        color=chosen.text,
+        fontsize=11,
+        loc="left",
+    )
+    for variant, value, place in _spread_labels(ends, bottom, top):
+        shown = f"{variant}  {value:.2f}" + (" ↑" if value > top else "")
+        axes.annotate(
+            shown,
+            (1.0, place),
+            xycoords=("axes fraction", "data"),
+            xytext=(8, 0),
+            textcoords="offset points",
+            color=styles[variant].color,
+            fontsize=8.5,
+            va="center",
+            annotation_clip=False,
+        )
+    return _png(figure)
+
+
+def _spread_labels(
+    ends: list[tuple[str, float]], bottom: float, top: float
+) -> list[tuple[str, float, float]]:
+    """Places of the curves' labels at the right edge, moved apart so that none overlap."""
+    gap = (top - bottom) * 0.046
+    placed: list[tuple[str, float, float]] = []
+    lowest_free = bottom
+    for variant, value in sorted(ends, key=lambda end: end[1]):
+        place = max(min(value, top), lowest_free)
+        placed.append((variant, value, place))
+        lowest_free = place + gap
+    # Whatever was pushed out at the top moves down again, pushing what is below it.
+    highest_free = top
+    for index in range(len(placed) - 1, -1, -1):
+        variant, value, place = placed[index]
+        place = min(place, highest_free)
+        placed[index] = (variant, value, place)
+        highest_free = place - gap
+    return placed
+
+
+def retrieval_picture(summary: Summary, *, dark: bool = False) -> bytes:
+    """Share of pass keys found over length and depth, a heat map per variant, as PNG.
+
+    Args:
+        summary: of a run with passkey.
+        dark: for a dark background.
+    """
+    chosen = theme(dark=dark)
+    variants = [
+        variant
+        for variant in summary.variants
+        if any(name == variant for name, _ in summary.retrieval_by_length)
+    ]
+    columns = min(COLUMNS, len(variants))
+    rows = ceil(len(variants) / columns)
+    width = max(1.5, 0.5 * len(summary.lengths))
+    height = max(1.0, 0.27 * len(summary.depths))
+    figure = Figure(
+        figsize=(1.1 + columns * (width + 0.45), 1.0 + rows * (height + 0.55)),
+        facecolor=chosen.background,
+        layout="constrained",
+    )
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    colors = LinearSegmentedColormap.from_list("share", [chosen.none, chosen.all])
+    for index, place in enumerate(grid.flat):
+        if index >= len(variants):
+            place.set_axis_off()
+            continue
+        _heat_map(place, summary, variants[index], colors, chosen)
+        # Axes below an empty place would show no lengths: put them on the last map of each column.
+        place.tick_params(labelbottom=index + columns >= len(variants))
+    figure.suptitle(
+        f"Pass keys found, by context length and depth ({summary.model}, trained at "
+        f"{summary.trained_length} tokens)",
+        color=chosen.text,
+        fontsize=11,
+        x=0.01,
+        ha="left",
+    )
+    figure.supxlabel("context length (tokens)", color=chosen.text, fontsize=9)
+    figure.supylabel("depth of the pass key", color=chosen.text, fontsize=9)
+    return _png(figure)
+
+
+def _heat_map(
+    axes: Axes, summary: Summary, variant: str, colors: LinearSegmentedColormap, chosen: Theme
+) -> None:
+    shares = np.full((len(summary.depths), len(summary.lengths)), np.nan)
+    for row, depth in enumerate(summary.depths):
+        for column, length in enumerate(summary.lengths):
+            cell = summary.retrieval.get((variant, length, depth))
+            if cell is not None:
+                shares[row, column] = cell.value
+    axes.imshow(shares, cmap=colors, vmin=0.0, vmax=1.0, aspect="auto", interpolation="nearest")
+    axes.set_facecolor(chosen.background)
+    axes.set_title(variant, color=chosen.text, fontsize=9, loc="left", pad=3)
+    axes.set_xticks(range(len(summary.lengths)), [f"{length}" for length in summary.lengths])
+    axes.set_yticks(range(len(summary.depths)), [f"{depth:.0%}" for depth in summary.depths])
+    axes.tick_params(colors=chosen.quiet, labelsize=7, length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.set_xticks(np.arange(-0.5, len(summary.lengths)), minor=True)
+    axes.set_yticks(np.arange(-0.5, len(summary.depths)), minor=True)
+    axes.grid(which="minor", color=chosen.background, linewidth=1.2)
+    axes.tick_params(which="minor", length=0)
+    for (row, column), share in np.ndenumerate(shares):
+        if isfinite(share):
+            axes.text(
+                column,
+                row,
+                f"{share:.0%}",
+                ha="center",
+                va="center",
+                fontsize=6.5,
+                color=chosen.background if share > 0.5 else chosen.text,
+            )
+
+
+def _figure(chosen: Theme, width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), facecolor=chosen.background, layout="constrained")
+    axes = figure.subplots()
+    axes.set_facecolor(chosen.background)
+    axes.tick_params(colors=chosen.text, labelsize=9)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(chosen.quiet)
+    return figure, axes
+
+
+def _png(figure: Figure) -> bytes:
+    """The figure as PNG, the same bytes for the same data."""
+    buffer = BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+    return buffer.getvalue()

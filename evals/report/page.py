@@ -1,0 +1,190 @@
+"""The page: one HTML file that holds everything, pictures included, and needs no network."""
+
+import json
+from base64 import b64encode
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from math import isfinite
+from string import Template
+
+from ropewalk.evals.report.conclusion import conclusion
+from ropewalk.evals.report.statistics import Estimate
+from ropewalk.evals.report.summary import Summary
+
+CAPTIONS = {
+    "perplexity": "Loss in bits per byte. The scored text is the same at every length, so a "
+    "falling curve means that the longer context helps. Curves that leave the frame are marked ↑.",
+    "passkey": "Share of five-digit pass keys that greedy decoding repeats exactly, by context "
+    "length and by the depth at which the key was hidden.",
+}
+
+
+def page(summary: Summary, pictures: Mapping[str, tuple[bytes, bytes]]) -> str:
+    """The report as HTML.
+
+    Args:
+        summary: of the run.
+        pictures: task → the picture as PNG, in its light and its dark form.
+    """
+    sections = []
+    if summary.losses:
+        sections.append(_section("Loss", _picture("perplexity", pictures) + _loss_tables(summary)))
+    if summary.retrieval:
+        sections.append(
+            _section("Pass keys", _picture("passkey", pictures) + _retrieval_table(summary))
+        )
+    sections += [
+        _section("Variants", _variants_table(summary)),
+        _section("Run", _run_details(summary)),
+    ]
+    template = Template(
+        files("ropewalk.evals").joinpath("templates/report.html").read_text(encoding="utf-8")
+    )
+    return template.substitute(
+        title=escape(f"{summary.model} at {summary.lengths[-1]} tokens"),
+        subtitle=escape(_subtitle(summary)),
+        conclusion=escape(conclusion(summary)),
+        sections="\n".join(sections),
+    )
+
+
+def _subtitle(summary: Summary) -> str:
+    state = "" if summary.complete else " · not complete yet"
+    started = summary.sessions[0]["started"][:10] if summary.sessions else "not started"
+    return (
+        f"Trained at {summary.trained_length} tokens · {len(summary.variants)} variants · "
+        f"{started} · {summary.seconds / 60:.1f} minutes{state}"
+    )
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>"
+
+
+def _picture(task: str, pictures: Mapping[str, tuple[bytes, bytes]]) -> str:
+    light, dark = (f"data:image/png;base64,{b64encode(image).decode()}" for image in pictures[task])
+    return (
+        f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+        f'<img alt="{escape(CAPTIONS[task])}" src="{light}"></picture>'
+        f"<figcaption>{escape(CAPTIONS[task])}</figcaption></figure>"
+    )
+
+
+def _table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table from cells that are HTML already, `<td …>` included."""
+    top = "".join(f"<th>{escape(name)}</th>" for name in head)
+    body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in rows)
+    return (
+        f'<div class="scroll"><table><caption>{escape(caption)}</caption>'
+        f"<thead><tr>{top}</tr></thead><tbody>\n{body}\n</tbody></table></div>"
+    )
+
+
+def _by_length(
+    summary: Summary,
+    caption: str,
+    estimates: Mapping[tuple[str, int], Estimate],
+    show: Callable[[Estimate, bool], str],
+    best: Callable[..., float],
+) -> str:
+    """A row per variant and a column per length; `show` makes a cell from (estimate, is best)."""
+    tops = {}
+    for length in summary.lengths:
+        values = [e.value for (_, n), e in estimates.items() if n == length and isfinite(e.value)]
+        tops[length] = best(values) if values else None
+    rows = []
+    for variant in summary.variants:
+        cells = [f"<td><code>{escape(variant)}</code></td>"]
+        for length in summary.lengths:
+            cell = estimates.get((variant, length))
+            cells.append("<td>–</td>" if cell is None else show(cell, cell.value == tops[length]))
+        rows.append(cells)
+    return _table(caption, ["variant", *map(str, summary.lengths)], rows)
+
+
+def _loss_tables(summary: Summary) -> str:
+    task = summary.configuration["tasks"]["perplexity"]
+    documents = len(task["documents"])
+
+    def absolute(cell: Estimate, is_best: bool) -> str:
+        mark = ' class="best"' if is_best else ""
+        return f"<td{mark}>{cell.value:.3f}{_plus_minus(cell)}</td>"
+
+    def change(cell: Estimate, is_best: bool) -> str:
+        return f"<td>{cell.value:+.3f}{_plus_minus(cell)}</td>"
+
+    losses = summary.losses
+    absolute_table = _by_length(
+        summary,
+        f"Bits per byte on the last {task['score_tokens']} tokens of {documents} documents, "
+        "with 95 % confidence intervals over documents. The lowest of each length is marked.",
+        {key: loss.bits_per_byte for key, loss in losses.items()},
+        absolute,
+        min,
+    )
+    change_table = _by_length(
+        summary,
+        f"Change in bits per byte against {summary.lengths[0]} tokens, paired by document, which "
+        "takes out how hard each one is. Negative: the longer context helps.",
+        {key: loss.change for key, loss in losses.items()},
+        change,
+        min,
+    )
+    nats_table = _by_length(
+        summary,
+        "Nats per token.",
+        {key: loss.nats for key, loss in losses.items()},
+        absolute,
+        min,
+    )
+    return (
+        f"{absolute_table}\n<h2>Does the longer context help?</h2>\n{change_table}\n"
+        f"<details><summary>Nats per token</summary>\n{nats_table}\n</details>"
+    )
+
+
+def _retrieval_table(summary: Summary) -> str:
+    task = summary.configuration["tasks"]["passkey"]
+
+    def share(cell: Estimate, is_best: bool) -> str:
+        mark = " best" if is_best and cell.value > 0 else ""
+        return (
+            f'<td class="share{mark}" style="--share:{0.42 * cell.value:.3f}">{cell.value:.0%}'
+            f"<small>{cell.low:.0%} to {cell.high:.0%}</small></td>"
+        )
+
+    return _by_length(
+        summary,
+        f"Share of pass keys found over {len(task['depths'])} depths × {task['trials']} trials, "
+        "with Wilson's 95 % interval.",
+        summary.retrieval_by_length,
+        share,
+        max,
+    )
+
+
+def _variants_table(summary: Summary) -> str:
+    rows = [
+        [
+            f"<td><code>{escape(variant)}</code></td>",
+            f'<td class="wide">{escape(summary.settings_of(variant))}</td>',
+        ]
+        for variant in summary.variants
+    ]
+    return _table("Every variant with all its parameters.", ["variant", "rules"], rows)
+
+
+def _run_details(summary: Summary) -> str:
+    parts = []
+    for name, value in (
+        ("Configuration", summary.configuration),
+        ("Sessions, software and hardware", list(summary.sessions)),
+    ):
+        shown = escape(json.dumps(value, indent=2, ensure_ascii=False))
+        parts.append(f"<details><summary>{name}</summary><pre>{shown}</pre></details>")
+    return "\n".join(parts)
+
+
+def _plus_minus(cell: Estimate) -> str:
+    return f"<small>± {cell.half_width:.3f}</small>" if isfinite(cell.half_width) else ""

@@ -1,0 +1,147 @@
+"""From per-sample results to the figures that are shown: one estimate per cell."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import inf, log, nan
+from typing import Any
+
+from ropewalk.evals.report.statistics import Estimate, mean, ratio, wilson
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Perplexity's figures of one variant at one length.
+
+    Attributes:
+        nats: loss in nats per token.
+        bits_per_byte: loss in bits per byte of text.
+        change: bits per byte gained or lost against the shortest length, paired by document.
+    """
+
+    nats: Estimate
+    bits_per_byte: Estimate
+    change: Estimate
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All that a report shows of a run.
+
+    Attributes:
+        variants: labels in the order of the run.
+        lengths: ascending.
+        trained_length: of the run's main model.
+        losses: (variant, length) → loss; empty without the task.
+        retrieval: (variant, length, depth) → share of pass keys found.
+        retrieval_by_length: (variant, length) → the same over all depths.
+        depths: ascending.
+        configuration: of the run.
+        sessions: when, for how long and on what it ran.
+        complete: whether all results are there.
+    """
+
+    variants: Sequence[str]
+    lengths: Sequence[int]
+    trained_length: int
+    losses: dict[tuple[str, int], Loss]
+    retrieval: dict[tuple[str, int, float], Estimate]
+    retrieval_by_length: dict[tuple[str, int], Estimate]
+    depths: Sequence[float]
+    configuration: dict[str, Any]
+    sessions: Sequence[dict[str, Any]]
+    complete: bool
+
+    @property
+    def model(self) -> str:
+        """The run's main model."""
+        return self.configuration["model"]
+
+    @property
+    def seconds(self) -> float:
+        """How long the run took, over all sessions."""
+        return sum(session["seconds"] for session in self.sessions)
+
+    def settings_of(self, variant: str) -> str:
+        """A variant's rules with all their parameters, in words."""
+        parts = self.configuration["variants"][variant].values()
+        return " + ".join(map(_part_in_words, parts)) or "the model as it is"
+
+
+def summarise(content: dict[str, Any]) -> Summary:
+    """Aggregates the content of a run's file."""
+    configuration = content["configuration"]
+    by_task: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for result in content["results"]:
+        by_task[result["task"]].append(result)
+    keys = by_task["passkey"]
+    return Summary(
+        variants=list(configuration["variants"]),
+        lengths=configuration["lengths"],
+        trained_length=configuration["models"][configuration["model"]]["trained_length"],
+        losses=_losses(by_task["perplexity"]),
+        retrieval=_shares((r["variant"], r["length"], r["depth"], r["correct"]) for r in keys),
+        retrieval_by_length=_shares((r["variant"], r["length"], r["correct"]) for r in keys),
+        depths=sorted({result["depth"] for result in keys}),
+        configuration=configuration,
+        sessions=content["sessions"],
+        complete=content["complete"],
+    )
+
+
+def _losses(results: Iterable[dict[str, Any]]) -> dict[tuple[str, int], Loss]:
+    cells: dict[tuple[str, int], dict[str, dict[str, Any]]] = defaultdict(dict)
+    for result in results:
+        cells[result["variant"], result["length"]][result["sample"]] = result
+    losses = {}
+    for (variant, length), samples in cells.items():
+        shortest = min(other for name, other in cells if name == variant)
+        start = cells[variant, shortest]
+        changes = [
+            _bits(sample) / sample["bytes"] - _bits(start[key]) / start[key]["bytes"]
+            for key, sample in samples.items()
+            if key in start
+        ]
+        losses[variant, length] = Loss(
+            nats=mean([_finite(sample["nats"]) for sample in samples.values()]),
+            bits_per_byte=ratio(
+                [_bits(sample) for sample in samples.values()],
+                [sample["bytes"] for sample in samples.values()],
+            ),
+            change=mean(changes) if changes else Estimate(nan, nan, nan, 0),
+        )
+    return losses
+
+
+def _shares(results: Iterable[tuple[Any, ...]]) -> dict[Any, Estimate]:
+    """Groups (key…, found) and gives the share found of each key."""
+    cells: dict[Any, list[bool]] = defaultdict(list)
+    for *key, found in results:
+        cells[tuple(key)].append(found)
+    return {key: wilson(sum(found), len(found)) for key, found in cells.items()}
+
+
+def _bits(sample: dict[str, Any]) -> float:
+    return _finite(sample["nats"]) * sample["tokens"] / log(2)
+
+
+def _finite(value: float | None) -> float:
+    """A loss that was not finite is stored as None; it counts as NaN, which shows."""
+    return nan if value is None else value
+
+
+def _part_in_words(part: dict[str, Any]) -> str:
+    values = ", ".join(
+        f"{key}={_value_in_words(value)}"
+        for key, value in part.items()
+        if key != "name" and value is not None
+    )
+    return f"{part['name']}({values})" if values else part["name"]
+
+
+def _value_in_words(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return "/".join(map(_value_in_words, value))
+    return f"{value:g}" if isinstance(value, float) and value != inf else str(value)

@@ -1,0 +1,60 @@
+"""The tables in the terminal: one per task, a row per variant and a column per length."""
+
+from math import isfinite
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from ropewalk.evals.report.summary import Summary
+
+
+def terminal_tables(summary: Summary) -> list[Table]:
+    """Bits per byte, and pass keys found, over lengths; the best of a column is bold."""
+    return [
+        _table(summary, task, title)
+        for task, title, there in (
+            ("loss", "Loss in bits per byte", bool(summary.losses)),
+            ("passkey", "Pass keys found", bool(summary.retrieval_by_length)),
+        )
+        if there
+    ]
+
+
+def _table(summary: Summary, task: str, title: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("variant", no_wrap=True)
+    for length in summary.lengths:
+        table.add_column(str(length), justify="right", no_wrap=True)
+    best = {length: _best(summary, task, length) for length in summary.lengths}
+    for variant in summary.variants:
+        cells = [Text(variant)]
+        for length in summary.lengths:
+            value = _value(summary, task, variant, length)
+            if value is None:
+                cells.append(Text("–", style="dim"))
+                continue
+            shown = f"{value:.3f}" if task == "loss" else f"{value:.0%}"
+            cells.append(Text(shown, style="bold green" if value == best[length] else ""))
+        table.add_row(*cells)
+    return table
+
+
+def _value(summary: Summary, task: str, variant: str, length: int) -> float | None:
+    if task == "loss":
+        loss = summary.losses.get((variant, length))
+        return None if loss is None else loss.bits_per_byte.value
+    share = summary.retrieval_by_length.get((variant, length))
+    return None if share is None else share.value
+
+
+def _best(summary: Summary, task: str, length: int) -> float | None:
+    """The lowest loss or the highest share of a column."""
+    values = [
+        value
+        for variant in summary.variants
+        if (value := _value(summary, task, variant, length)) is not None and isfinite(value)
+    ]
+    if not values:
+        return None
+    return min(values) if task == "loss" else max(values)
