@@ -34,7 +34,9 @@ def publish(
     if native_variant:
         half.config.ropewalk = {"variant": native_variant}
     half.save_pretrained(folder)
-    size = (folder / "model.safetensors").stat().st_size
+    weights = folder / "model.safetensors"
+    weights.chmod(0o644)  # safetensors writes files that only their owner may read
+    size = weights.stat().st_size
     if size > LARGEST_FILE:
         raise ValueError(f"expected weights of at most {LARGEST_FILE} bytes, got {size}")
     architecture.tokenizer().save_pretrained(folder)

@@ -87,7 +87,11 @@ def held_out_windows(count: int = VALIDATION_WINDOWS) -> Tensor:
 
 @torch.no_grad()
 def validate(model: nn.Module, windows: Tensor, *, prompts: int = 32) -> dict[str, float]:
-    """Held-out bits per byte over the second half of 512-byte windows, and passkey accuracy."""
+    """Held-out bits per byte over the second half of `windows`, and passkey accuracy at 512.
+
+    The windows are to be no longer than what the model has been trained on so far; beyond that the
+    figure would say how the model extrapolates, not how well it has learned.
+    """
     model.eval()
     generator = np.random.default_rng(1)
     rows = [
@@ -232,7 +236,7 @@ def train(
         if on_step is not None:
             on_step(done, loss.item())
         if done % validate_every == 0 or done == end:
-            measured = validate(model, windows)
+            measured = validate(model, windows[:, -phase.length :])
             state["history"].append({"step": done, "loss": loss.item(), **measured})
             log(
                 f"step {done}/{recipe.steps} loss {loss.item():.3f} "
