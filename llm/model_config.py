@@ -1,0 +1,104 @@
+"""A model's configuration: copies of its own while plugged, and what it says of lengths.
+
+Two models built from one configuration object share it, so switching the attention in it would
+switch both. A plugged model therefore gets copies, and the originals back when it is unplugged.
+"""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedConfig
+
+from ropewalk.llm.journal import Journal
+
+
+class ConfigCopies:
+    """Copies of every configuration object that a model's modules hold.
+
+    Args:
+        model: the model; its modules hold the copies afterwards.
+        journal: remembers the originals.
+    """
+
+    def __init__(self, model: nn.Module, journal: Journal) -> None:
+        copies: dict[int, PreTrainedConfig] = {}
+        self._pairs: list[tuple[PreTrainedConfig, PreTrainedConfig]] = []
+        self._taken: list[dict[str, Any]] = []
+        for module in model.modules():
+            config = vars(module).get("config")
+            if not isinstance(config, PreTrainedConfig):
+                continue
+            if id(config) not in copies:
+                pairs = list(_with_parts(config, copy.deepcopy(config)))
+                self._pairs += pairs
+                copies |= {id(original): copied for original, copied in pairs}
+            journal.set(module, "config", copies[id(config)])
+
+    def settle(self) -> None:
+        """Notes the copies' values, after which changes count as the user's."""
+        self._taken = [dict(vars(config)) for _, config in self._pairs]
+
+    def hand_over(self) -> None:
+        """Carries what the user changed meanwhile over to the originals."""
+        for (original, config), taken in zip(self._pairs, self._taken, strict=True):
+            for name, value in vars(config).items():
+                if name not in taken or taken[name] is not value:
+                    setattr(original, name, value)
+
+
+def _with_parts(
+    original: PreTrainedConfig, copied: PreTrainedConfig
+) -> Iterator[tuple[PreTrainedConfig, PreTrainedConfig]]:
+    """A configuration and its sub-configurations, each with its copy."""
+    yield original, copied
+    for name in original.sub_configs:
+        part = getattr(original, name, None)
+        if isinstance(part, PreTrainedConfig):
+            yield from _with_parts(part, getattr(copied, name))
+
+
+def text_config(model: nn.Module) -> PreTrainedConfig:
+    """The configuration of the model's text decoder."""
+    config: PreTrainedConfig = model.config  # type: ignore[assignment]
+    return config.get_text_config(decoder=True)
+
+
+def rope_parameters_of(config: PreTrainedConfig, layer_type: str | None) -> dict[str, Any]:
+    """The `rope_parameters` that a layer type runs with; empty if there are none."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    if layer_type is not None and isinstance(parameters.get(layer_type), dict):
+        return parameters[layer_type]
+    return parameters
+
+
+def trained_length(model: nn.Module) -> int:
+    """How many tokens the model was trained to read, before any scaling of its rotary position.
+
+    That is `original_max_position_embeddings` where the configuration has it, and
+    `max_position_embeddings` otherwise.
+
+    Raises:
+        ValueError: the configuration has neither.
+    """
+    config = text_config(model)
+    parameters = getattr(config, "rope_parameters", None) or {}
+    nested = [value for value in parameters.values() if isinstance(value, dict)]
+    found = [
+        entry["original_max_position_embeddings"]
+        for entry in (parameters, *nested)
+        if entry.get("original_max_position_embeddings")
+    ]
+    lengths = (
+        getattr(config, "original_max_position_embeddings", None),
+        min(found, default=None),
+        getattr(config, "max_position_embeddings", None),
+    )
+    for length in lengths:
+        if isinstance(length, int) and length > 0:
+            return length
+    raise ValueError(
+        f"{type(config).__name__}: expected max_position_embeddings, which is missing; "
+        "set it to the length the model was trained at"
+    )

@@ -1,0 +1,236 @@
+"""`plug`: rotary variants in somebody else's model, without patching its files.
+
+    with plug(model, distance=ReRoPE(window=1024), frequency=NTKAware(factor=4), log_n_length=4096):
+        model.generate(**inputs)
+
+A frequency rule alone only changes the model's inverse frequencies (`frequencies`). A distance
+rule, log n scaling or a frequency rule that depends on the length takes the rotation out of the
+model (`rotary_wrapper`) and into the attention function (`attention_interface`); the cache then
+holds unrotated keys. All state lies in the model, none in this library, so several models can be
+plugged differently at once and a copy of a plugged model is plugged.
+
+What cannot be plugged is refused before anything is changed (`refusals`, `probe`), and unplugging
+puts the very objects back that were there.
+
+Under a frequency rule that depends on the length, the frequencies follow the longest row of the
+batch and the current call: stepwise decoding computes each token at the length it had then, as
+everywhere else with these rules.
+"""
+
+from types import TracebackType
+
+from torch import nn
+from transformers import PreTrainedConfig
+
+from ropewalk.blocks.rotary import FrequencyRule, LogN, Plain, RotaryEmbedding
+from ropewalk.kernels.rotary_attention.protocols import DistanceRule, Layout, Rotary
+from ropewalk.llm import attention_interface
+from ropewalk.llm.attention_interface import FixedRotary, LayerPlug
+from ropewalk.llm.frequencies import (
+    base_of,
+    extended_slots,
+    put_frequencies,
+    put_logit_scale,
+    write_rope_parameters,
+)
+from ropewalk.llm.journal import Journal
+from ropewalk.llm.model_config import ConfigCopies, rope_parameters_of, text_config, trained_length
+from ropewalk.llm.native_rotary import RotarySlot, native_rule
+from ropewalk.llm.probe import LayerRotation, probe
+from ropewalk.llm.refusals import MARK, is_plugged, refuse_model, refuse_rules
+from ropewalk.llm.rotary_wrapper import RotaryFormat, UnitRotary
+
+
+class PlugHandle:
+    """A plugged model; a context manager that unplugs it on leaving, exceptions included.
+
+    Attributes:
+        model: the plugged model.
+        frequency: the rule that replaces the model's own, if any.
+        distance: the distance rule, if any.
+        log_n: the log n scaling, if any.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        frequency: FrequencyRule | None,
+        distance: DistanceRule | None,
+        log_n: LogN | None,
+    ) -> None:
+        self.model = model
+        self.frequency = frequency
+        self.distance = distance
+        self.log_n = log_n
+        self._journal = Journal()
+        self._configs: ConfigCopies | None = None
+
+    def unplug(self) -> None:
+        """Puts the model back as it was; does nothing if that has been done.
+
+        What was changed in `model.config` meanwhile stays changed.
+        """
+        self._journal.undo()
+        if self._configs is not None:
+            self._configs.hand_over()
+            self._configs = None
+
+    def __enter__(self) -> "PlugHandle":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.unplug()
+
+    def __repr__(self) -> str:
+        rules = {"frequency": self.frequency, "distance": self.distance, "log_n": self.log_n}
+        given = ", ".join(f"{name}={rule}" for name, rule in rules.items() if rule is not None)
+        state = "unplugged from" if self._configs is None else "plugged into"
+        return f"PlugHandle({given or 'nothing'}; {state} {type(self.model).__name__})"
+
+
+def plug(
+    model: nn.Module,
+    *,
+    frequency: FrequencyRule | None = None,
+    distance: DistanceRule | None = None,
+    log_n_length: int | LogN | None = None,
+) -> PlugHandle:
+    """Plugs rules into a transformers v5 model.
+
+    Args:
+        model: a decoder-only transformers model with rotary position. One whose attention goes
+            through transformers' attention interface takes everything; others take frequency rules
+            that do not depend on the length.
+        frequency: replaces the model's own frequency rule, scaling included; None keeps it.
+        distance: which relative position a score sees; None is the distance itself.
+        log_n_length: scales query i by max(1, ln(i + 1) / ln L) for this trained length L; a `LogN`
+            where the model was trained with the scaling (clamp=False).
+
+    Returns:
+        A handle: `handle.unplug()`, or use it in `with`.
+
+    Raises:
+        TypeError: something of the wrong kind was passed.
+        ValueError: the model cannot be plugged so; nothing has been changed then.
+    """
+    refuse_rules(frequency, distance, log_n_length)
+    slots = refuse_model(model)
+    log_n = LogN(log_n_length) if isinstance(log_n_length, int) else log_n_length
+    handle = PlugHandle(model, frequency, distance, log_n)
+    try:
+        _plug(handle, slots)
+    except BaseException:
+        handle.unplug()
+        raise
+    return handle
+
+
+def unplug(model: nn.Module) -> None:
+    """Unplugs a model whose handle is not at hand, such as a copy of a plugged model.
+
+    Raises:
+        ValueError: the model is not plugged, or only as a part of another model.
+    """
+    handle = plug_of(model)
+    if handle is None:
+        raise ValueError(
+            f"this {type(model).__name__} is not plugged"
+            + (" as a whole; unplug the model that plug was given" if is_plugged(model) else "")
+        )
+    handle.unplug()
+
+
+def plug_of(model: nn.Module) -> PlugHandle | None:
+    """The handle of a plugged model, None if it is not plugged."""
+    handle = getattr(model, MARK, None)
+    return handle if isinstance(handle, PlugHandle) else None
+
+
+def _plug(handle: PlugHandle, slots: list[RotarySlot]) -> None:
+    model, journal, frequency = handle.model, handle._journal, handle.frequency
+    handle._configs = ConfigCopies(model, journal)
+    config = text_config(model)
+    extended = [] if frequency is None else extended_slots(slots)
+    rotations: dict[nn.Module, LayerPlug] = {}
+    formats: dict[str, dict[str | None, RotaryFormat]] = {}
+    if _changes_attention(handle):
+        found = probe(model, slots)
+        formats = found.formats
+        rotations = {
+            module: _layer_plug(layer, extended, handle, config)
+            for module, layer in found.layers.items()
+        }
+
+    journal.set(model, MARK, handle)
+    if frequency is not None:
+        native = rope_parameters_of(config, extended[0].layer_type)
+        written = write_rope_parameters(config, extended, frequency, trained_length(model))
+        put_logit_scale(journal, model, native, written.get(extended[0].layer_type, written))
+    if rotations:
+        _move_rotation(journal, model, rotations, formats)
+        journal.set(config, "_attn_implementation_internal", attention_interface.NAME)
+    elif frequency is not None:
+        for slot in extended:
+            journal.set(slot.module, MARK, True)
+            put_frequencies(journal, slot, frequency, base_of(slot, config))
+    if frequency is not None:
+        journal.set(config, "rope_parameters", written)
+    handle._configs.settle()
+
+
+def _changes_attention(handle: PlugHandle) -> bool:
+    """Whether the rotation has to happen in the attention function."""
+    several_branches = handle.distance is not None and len(handle.distance.branches) > 1
+    by_length = handle.frequency is not None and handle.frequency.depends_on_length
+    return several_branches or by_length or handle.log_n is not None
+
+
+def _layer_plug(
+    layer: LayerRotation, extended: list[RotarySlot], handle: PlugHandle, config: PreTrainedConfig
+) -> LayerPlug:
+    if layer.slot is None:
+        # A layer without positions sees no distance, but log n is about its softmax.
+        return LayerPlug(None, log_n=handle.log_n, sliding_window=layer.sliding_window)
+    rule = handle.frequency if layer.slot in extended else None
+    return LayerPlug(
+        _rotary(layer.slot, layer.layout, rule, config),
+        trailing=layer.trailing,
+        distance=handle.distance or Plain(),
+        log_n=handle.log_n,
+        sliding_window=layer.sliding_window,
+    )
+
+
+def _rotary(
+    slot: RotarySlot, layout: Layout, rule: FrequencyRule | None, config: PreTrainedConfig
+) -> Rotary:
+    """The rule's frequencies, or the model's own with their factor, in the layer's layout."""
+    rule = rule or native_rule(slot, config)
+    if rule is None:
+        return FixedRotary(slot.frequencies.clone(), slot.factor, layout)
+    rotary_dim, base = 2 * slot.frequencies.shape[0], base_of(slot, config)
+    if rule.depends_on_length:
+        return RotaryEmbedding(rotary_dim, base=base, frequency=rule, layout=layout)
+    frequencies = rule.inverse_frequencies(rotary_dim, base).to(slot.frequencies.device)
+    return FixedRotary(frequencies, float(rule.attention_factor()), layout)
+
+
+def _move_rotation(
+    journal: Journal,
+    model: nn.Module,
+    rotations: dict[nn.Module, LayerPlug],
+    formats: dict[str, dict[str | None, RotaryFormat]],
+) -> None:
+    attention_interface.register()
+    for module, layer in rotations.items():
+        journal.set(module, attention_interface.LAYER_ATTRIBUTE, layer)
+        journal.set(module, MARK, True)
+    for path, form in formats.items():
+        parent, _, name = path.rpartition(".")
+        owner = model.get_submodule(parent)
+        journal.set(owner, name, UnitRotary(getattr(owner, name), form))
