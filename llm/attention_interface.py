@@ -24,6 +24,7 @@ from ropewalk.llm.mask_plan import KeysAndQueries, is_plan, make_plan, read_plan
 
 NAME = "ropewalk"
 LAYER_ATTRIBUTE = "_ropewalk_layer"
+PLAIN = Plain()
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class LayerPlug:
 
     rotary: Rotary | None
     trailing: bool = False
-    distance: DistanceRule = Plain()
+    distance: DistanceRule = PLAIN
     log_n: LogN | None = None
     sliding_window: int | None = None
 
@@ -141,7 +142,7 @@ def ropewalk_attention(
         # Not the greatest key position: slots of a static cache that are still empty lie beyond.
         length=where.query_positions.amax() + 1,
     )
-    return cast(Tensor, output).transpose(1, 2).contiguous(), None
+    return cast("Tensor", output).transpose(1, 2).contiguous(), None
 
 
 def register() -> None:
@@ -161,8 +162,8 @@ def _where(mask: Tensor, position_ids: Tensor, query: Tensor, key: Tensor) -> Ke
         return read_plan(mask.to(query.device), position_ids, key.shape[-2])
     if mask.ndim != 4 or key.shape[-2] != query.shape[-2]:
         raise ValueError(
-            f"got a mask of shape {tuple(mask.shape)} together with cached keys, which does not say "
-            "where those keys are; pass attention_mask as (batch, sequence), 0 at padding"
+            f"got a mask of shape {tuple(mask.shape)} together with cached keys, which does not "
+            "say where those keys are; pass attention_mask as (batch, sequence), 0 at padding"
         )
     return KeysAndQueries(position_ids, position_ids, mask)  # type: ignore[arg-type]
 

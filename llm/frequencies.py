@@ -4,8 +4,8 @@ A rule that does not depend on the length of the context needs nothing else: the
 rotates with other frequencies, at its own speed and with its own cache. The rule *replaces* the
 model's own (a Llama 3 checkpoint's scaling, say) and starts from the model's `rope_theta`.
 
-Where layers with full attention and with a sliding window have rotations of their own (Gemma 3), only
-the former get the rule: within a sliding window no distance is beyond the trained length.
+Where layers with full attention and with a sliding window have rotations of their own (Gemma 3),
+only the former get the rule: within a sliding window no distance is beyond the trained length.
 """
 
 import math

@@ -154,7 +154,7 @@ def read_plan(
         keys: how many keys the cache returned.
 
     Raises:
-        ValueError: the plan describes another number of keys.
+        ValueError: the plan describes another number of keys, or positions do not grow.
     """
     queries = position_ids.shape[-1]
     if plan.shape[-1] != keys + queries:
@@ -165,6 +165,7 @@ def read_plan(
         )
     index = plan[:, 0, INDEX]
     key_index, query_index = index[:, :keys], index[:, keys:]
+    _refuse_restarts(position_ids, None if plan.shape[2] == 2 else plan[:, 0, VALID, keys:])
     if keys == queries and plan.shape[2] == 2:
         # Nothing comes from earlier calls and there is no padding.
         return KeysAndQueries(position_ids, position_ids, None)
@@ -191,6 +192,22 @@ def read_plan(
     query_positions = torch.where(by_index, shifted[:, keys:], here)
     visible = valid[:, :keys] & ~is_future
     return KeysAndQueries(query_positions, key_positions, visible[:, None, None, :])
+
+
+def _refuse_restarts(
+    position_ids: Int[Tensor, "_batch query"], valid: Int[Tensor, "batch query"] | None
+) -> None:
+    """Which keys a query sees is decided by position here, so positions have to grow."""
+    if position_ids.shape[-1] == 1 or torch.compiler.is_compiling():
+        return
+    falls = position_ids.diff(dim=-1) <= 0
+    if valid is not None:
+        falls = falls & valid[:, 1:].bool() & valid[:, :-1].bool()
+    if falls.any():
+        raise ValueError(
+            "position_ids: expected positions that grow along a row, got some that restart or "
+            "repeat; for packed sequences pass position_ids, no attention_mask and use_cache=False"
+        )
 
 
 def plan_window(plan: Int[Tensor, "_batch 1 rows columns"]) -> int | None:

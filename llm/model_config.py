@@ -41,7 +41,9 @@ class ConfigCopies:
         self._taken = [dict(vars(config)) for _, config in self._pairs]
 
     def hand_over(self) -> None:
-        """Carries what the user changed meanwhile over to the originals."""
+        """Carries what the user changed since `settle` over to the originals."""
+        if not self._taken:
+            return
         for (original, config), taken in zip(self._pairs, self._taken, strict=True):
             for name, value in vars(config).items():
                 if name not in taken or taken[name] is not value:

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from ropewalk.blocks.rotary import cosine_sine
 from ropewalk.kernels.rotary import LAYOUTS, Layout, rotate
 from ropewalk.llm.journal import Journal
 from ropewalk.llm.mask_plan import is_plan, make_plan, plan_window
@@ -287,7 +286,8 @@ def _error(before: Tensor, after: Tensor, slot: RotarySlot, layout: Layout, star
         return torch.inf
     if not torch.equal(before[..., stop:], after[..., stop:]):
         return torch.inf
-    positions = torch.tensor(list(POSITIONS), device=before.device)
-    cos, sin = cosine_sine(positions, slot.frequencies.to(before.device), slot.factor)
+    positions = torch.tensor(list(POSITIONS), dtype=torch.float32, device=before.device)
+    angles = positions[:, None] * slot.frequencies.to(before.device)
+    cos, sin = angles.cos() * slot.factor, angles.sin() * slot.factor
     turned = rotate(before[..., start:stop].contiguous(), cos, sin, layout=layout)
     return float((turned - after[..., start:stop]).norm() / after[..., start:stop].norm())

@@ -1,4 +1,4 @@
-"""What cannot be plugged, found out before anything is changed. Each message says why and what to do.
+"""What cannot be plugged, found out before anything is changed; each message says what to do.
 
 These are the refusals that a look at the model is enough for; `probe` has those that take a run.
 """
@@ -72,8 +72,8 @@ def refuse_model(model: Any) -> list[RotarySlot]:
         )
     if _position_axes(config):
         raise ValueError(
-            f"{name} has positions on several axes (mRoPE), for which no rule here is defined; only "
-            "models with one position per token can be plugged"
+            f"{name} has positions on several axes (mRoPE), for which no rule here is defined; "
+            "only models with one position per token can be plugged"
         )
     slots = rotary_slots(model)
     if not slots:

@@ -163,7 +163,7 @@ def make_model() -> MakeModel:
         for parameter in model.parameters():
             # Initial values that are all alike (norms, sinks) would hide mistakes.
             if parameter.ndim == 1:
-                torch.nn.init.uniform_(parameter.data, 0.5, 1.5)
+                torch.nn.init.uniform_(parameter.data, 0.2, 0.8)
         return model.eval()
 
     return make
