@@ -17,8 +17,7 @@ the distance, so that for one query the keys of a branch are contiguous; kernels
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -28,8 +27,7 @@ from ropewalk.kernels.shapes import Layout
 __all__ = ["Branch", "DistanceRule", "Layout", "PositionMap", "QueryScale", "Rotary"]
 
 
-@dataclass(frozen=True)
-class PositionMap:
+class PositionMap(NamedTuple):
     """An index-to-position map: ((index mod `modulus`) / `divisor` + `offset`), at most `maximum`.
 
     Attributes:
@@ -38,6 +36,8 @@ class PositionMap:
         floor: whether the division rounds down, as grouped positions do.
         modulus: the index is first taken modulo this; no modulus if None.
         maximum: upper bound of the result; none if None.
+
+    A named tuple, as `Branch` is, because compilers can trace the construction of one.
     """
 
     divisor: float = 1.0
@@ -59,8 +59,7 @@ class PositionMap:
         return position if self.maximum is None else position.clamp(max=self.maximum)
 
 
-@dataclass(frozen=True)
-class Branch:
+class Branch(NamedTuple):
     """One way to place queries and keys: the position map of each."""
 
     query: PositionMap = PositionMap()

@@ -33,6 +33,7 @@ from ropewalk.kernels.rotary_attention.schedule import (
 
 QUERY_BLOCK = 128
 TILE_ELEMENTS = 2**20
+MINIMUM_TILE = 64
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class _Blocks:
         self.starts = range(0, self.queries, block)
         self.block = block
         self.runs = [key_runs(p.visibility, i, self.stop(i)) for i in self.starts]
-        self.tile = max(64, TILE_ELEMENTS // max(1, self.batch * self.heads * block))
+        self.tile = max(MINIMUM_TILE, TILE_ELEMENTS // max(1, self.batch * self.heads * block))
         self.scaled = p.query.to(p.dtype) * self.query_scale()
         self.queries_turned = [p.turn(self.scaled, angles) for angles in p.query_angles]
         self.value = p.value.to(p.dtype)

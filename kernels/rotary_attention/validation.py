@@ -8,6 +8,13 @@ from torch import Tensor
 from ropewalk.kernels.rotary_attention.protocols import DistanceRule, Rotary
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# The protocols' members: compilers can trace hasattr, but not isinstance of a protocol.
+ROTARY = ("rotary_dim", "layout", "inverse_frequencies", "attention_factor")
+DISTANCE_RULE = ("branches", "edges", "unit")
+
+
+def _has(thing: object, members: tuple[str, ...]) -> bool:
+    return all(hasattr(thing, member) for member in members)
 
 
 def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
@@ -63,7 +70,7 @@ def check_rotary(rotary: Rotary | None, head_dim: int, branches: int) -> None:
                 f"such a rule rotates by itself, so pass the RotaryEmbedding and unrotated tensors"
             )
         return
-    if not isinstance(rotary, Rotary):
+    if not _has(rotary, ROTARY):
         raise TypeError(
             f"rotary must have rotary_dim, layout, inverse_frequencies and attention_factor, as "
             f"RotaryEmbedding has, got {type(rotary).__name__}; rotate by it beforehand and pass "
@@ -94,7 +101,7 @@ def check_frequencies(frequencies: Tensor, rotary_dim: int) -> None:
 
 def check_rule(rule: DistanceRule, *, causal: bool) -> None:
     """Branches, edges and unit of a distance rule."""
-    if not isinstance(rule, DistanceRule):
+    if not _has(rule, DISTANCE_RULE):
         raise TypeError(
             f"distance must have branches, edges and unit, as ReRoPE has, got {type(rule).__name__}"
         )
@@ -138,7 +145,7 @@ def check_positions(name: str, positions: Tensor, batch: int, length: int, devic
 
 def check_numbers(scale: float, sliding_window: int | None, softcap: float | None) -> None:
     """Finite scale, positive window and cap."""
-    if not math.isfinite(scale):
+    if not -math.inf < scale < math.inf:
         raise ValueError(f"scale must be finite, got {scale}")
     if sliding_window is not None and sliding_window < 1:
         raise ValueError(f"sliding_window must be at least 1, got {sliding_window}")

@@ -1,0 +1,237 @@
+"""RotaryAttention: a thin module around the op, and its cache of unrotated keys."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ropewalk.blocks.attention import KeyValueCache, RotaryAttention
+from ropewalk.blocks.rotary import (
+    DualChunk,
+    LeakyReRoPE,
+    LogN,
+    NTKAware,
+    Plain,
+    ReRoPE,
+    RotaryEmbedding,
+    SelfExtend,
+)
+
+RULES = [
+    Plain(),
+    ReRoPE(window=5),
+    LeakyReRoPE(window=4, factor=8.0),
+    SelfExtend(group=3, window=7),
+    DualChunk(chunk=8, local=3),
+]
+
+
+def layer(**options) -> RotaryAttention:
+    torch.manual_seed(0)
+    options.setdefault("rotary", RotaryEmbedding(8))
+    return RotaryAttention(32, 4, 2, **options)
+
+
+def stream(batch: int = 2, length: int = 19, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(batch, length, 32, generator=generator).to(dtype)
+
+
+def test_plain_equals_attention_written_out():
+    module = layer(qk_norm=True, bias=True)
+    with torch.no_grad():
+        module.query_norm.weight.uniform_(0.5, 2)
+        module.key_norm.weight.uniform_(0.5, 2)
+    x, at = stream(), torch.arange(19)
+
+    def heads(projection, count):
+        return projection(x).view(2, 19, count, 8).transpose(1, 2)
+
+    def norm(y, weight):
+        return y * torch.rsqrt(y.square().mean(-1, keepdim=True) + 1e-6) * weight
+
+    query = norm(heads(module.query_projection, 4), module.query_norm.weight)
+    key = norm(heads(module.key_projection, 2), module.key_norm.weight)
+    rotary = RotaryEmbedding(8)
+    y = F.scaled_dot_product_attention(
+        rotary.rotate(query, at),
+        rotary.rotate(key, at),
+        heads(module.value_projection, 2),
+        is_causal=True,
+        enable_gqa=True,
+    )
+    expected = module.output_projection(y.transpose(1, 2).reshape(2, 19, 32))
+    torch.testing.assert_close(module(x), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("prompt", [1, 7])
+@torch.no_grad()
+def test_prefill_and_steps_equal_one_pass(rule, prompt):
+    module = layer(distance=rule, log_n=LogN(4), qk_norm=True, sliding_window=15)
+    x, cache = stream(length=80), KeyValueCache()
+    parts = [module(x[:, :prompt], cache=cache)]
+    parts += [module(x[:, i : i + 1], cache=cache) for i in range(prompt, 80)]
+    assert cache.length == 80
+    torch.testing.assert_close(torch.cat(parts, 1), module(x), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_left_padded_rows_equal_unpadded_ones():
+    module = layer(distance=ReRoPE(5))
+    x = stream()
+    padding = torch.tensor([0, 6])
+    positions = torch.arange(19) - padding[:, None]
+    mask = (torch.arange(19) >= padding[:, None])[:, None, None]
+    cache = KeyValueCache()
+    whole = module(x, positions=positions, attention_mask=mask)
+    alone = module(x[1:, 6:])
+    torch.testing.assert_close(whole[1:, 6:], alone, rtol=0, atol=1e-6)
+    # Row by row the cache goes on from the last position that it was given.
+    first = module(
+        x[:, :15], positions=positions[:, :15], attention_mask=mask[..., :15], cache=cache
+    )
+    rest = module(x[:, 15:], attention_mask=mask, cache=cache)
+    torch.testing.assert_close(torch.cat((first, rest), 1)[1:, 6:], alone, rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_cache_reorders_rows_and_forgets():
+    module = layer(distance=ReRoPE(5))
+    x, cache = stream(), KeyValueCache()
+    module(x[:, :10], cache=cache)
+    cache.reorder(torch.tensor([1, 1]))
+    got = module(x[:, 10:], cache=cache)
+    swapped = torch.cat((x[[1, 1], :10], x[:, 10:]), 1)
+    torch.testing.assert_close(got, module(swapped)[:, 10:], rtol=0, atol=1e-6)
+    cache.truncate(10)
+    torch.testing.assert_close(module(x[:, 10:], cache=cache), got, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="from 0 to 19, got 20"):
+        cache.truncate(20)
+    assert repr(cache) == "KeyValueCache(length=19)"
+    empty = KeyValueCache()
+    empty.reorder(torch.tensor([0]))
+    assert empty.length == 0
+
+
+def test_cache_refuses_gradients_and_other_batches():
+    module, cache = layer(), KeyValueCache()
+    with pytest.raises(ValueError, match="for inference"):
+        module(stream(), cache=cache)
+    with torch.no_grad():
+        module(stream(), cache=cache)
+        with pytest.raises(ValueError, match="batch and heads"):
+            module(stream(batch=3), cache=cache)
+
+
+def test_state_dict_round_trip_and_deepcopy():
+    module = layer(qk_norm=True, bias=True, distance=ReRoPE(5))
+    x = stream()
+    twin = RotaryAttention(
+        32, 4, 2, rotary=RotaryEmbedding(8), qk_norm=True, bias=True, distance=ReRoPE(5)
+    )
+    twin.load_state_dict(module.state_dict())
+    assert not any("rotary" in name for name in module.state_dict())
+    for other in (twin, copy.deepcopy(module)):
+        assert torch.equal(other(x), module(x))
+
+
+def test_meta_device():
+    module = layer(qk_norm=True)
+    with torch.device("meta"):
+        twin = RotaryAttention(32, 4, 2, rotary=RotaryEmbedding(8), qk_norm=True)
+        assert twin(torch.empty(2, 5, 32)).shape == (2, 5, 32)
+    twin = twin.to_empty(device="cpu")
+    twin.load_state_dict(module.state_dict())
+    assert torch.equal(twin(stream()), module(stream()))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rule", [Plain(), ReRoPE(5)], ids=str)
+@torch.no_grad()
+def test_half_precision(dtype, rule):
+    module = layer(distance=rule, qk_norm=True)
+    expected = module(stream())
+    got = module.to(dtype)(stream(dtype=dtype))
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.float(), expected, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("rule", [Plain(), ReRoPE(5)], ids=str)
+def test_compiles_as_one_graph(rule):
+    torch.compiler.reset()
+    module = layer(distance=rule, qk_norm=True, log_n=LogN(4))
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    x = stream()
+    torch.testing.assert_close(compiled(x), module(x), rtol=0, atol=1e-6)
+    # Another rule is another graph, never a stale one.
+    module.distance = ReRoPE(2)
+    torch.testing.assert_close(compiled(x), module(x), rtol=0, atol=1e-6)
+    compiled(x).sum().backward()
+    assert module.query_norm.weight.grad is not None
+
+
+@pytest.mark.parametrize("length", [1, 3])
+@torch.no_grad()
+def test_length_one_batch_one_and_non_contiguous(length):
+    module = layer(distance=ReRoPE(5))
+    x = stream(batch=1, length=length)
+    strided = torch.stack((x, x), -1)[..., 0]
+    assert not strided.is_contiguous()
+    torch.testing.assert_close(module(strided), module(x), rtol=0, atol=1e-6)
+
+
+def test_head_dim_of_its_own_bidirectional_and_interleaved():
+    rotary = RotaryEmbedding(
+        12, layout="interleaved", rotary_fraction=0.5, frequency=NTKAware(factor=4)
+    )
+    module = RotaryAttention(30, 5, 1, rotary=rotary, head_dim=12, causal=False, softcap=3.0)
+    x = torch.randn(1, 7, 30)
+    y = module(x)
+    assert y.shape == x.shape
+    x2 = x.clone()
+    x2[:, -1] += 1
+    assert not torch.allclose(module(x2)[:, 0], y[:, 0])
+
+
+def test_without_positions_order_does_not_matter():
+    module = RotaryAttention(32, 4, rotary=None, causal=False)
+    x, order = stream(), torch.randperm(19)
+    torch.testing.assert_close(module(x[:, order]), module(x)[:, order], rtol=0, atol=1e-6)
+
+
+def test_a_model_of_ten_lines_trains():
+    """Copying the token of three steps ago needs positions."""
+    torch.manual_seed(0)
+    embed, head = torch.nn.Embedding(8, 32), torch.nn.Linear(32, 8)
+    module = layer(distance=LeakyReRoPE.inverse(expansion=4, train_length=16), qk_norm=True)
+    parameters = [p for part in (embed, module, head) for p in part.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=1e-2)
+    for _ in range(80):
+        tokens = torch.randint(8, (16, 16))
+        logits = head(module(embed(tokens)))[:, 3:]
+        loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, :-3].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"heads": 4, "kv_heads": 3}, "multiple of kv_heads.*heads 4 and kv_heads 3"),
+        ({"heads": 5}, "dim must be a multiple of heads.*dim 32 and heads 5"),
+        ({"heads": 8}, "at most head_dim 4, got 8"),
+        ({"heads": 0}, "heads 0"),
+    ],
+)
+def test_sizes_that_do_not_fit(options, message):
+    with pytest.raises(ValueError, match=message):
+        RotaryAttention(32, **options, rotary=RotaryEmbedding(8))
+
+
+def test_repr_shows_what_differs_from_plain():
+    module = layer(distance=ReRoPE(5), softcap=3.0)
+    assert "heads=4, kv_heads=2, distance=ReRoPE(window=5), softcap=3.0" in repr(module)

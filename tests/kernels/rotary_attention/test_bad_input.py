@@ -1,0 +1,117 @@
+"""What is refused, and that the message names what was expected and what came."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from ropewalk.blocks.rotary import DualChunk, Plain, ReRoPE, RotaryEmbedding
+from ropewalk.kernels.rotary_attention import Branch, rotary_attention
+
+ROTARY = RotaryEmbedding(8)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A hand-written rule, as a user's may be."""
+
+    branches: tuple = (Branch(), Branch())
+    edges: tuple = (4,)
+    unit: int = 1
+
+
+@dataclass
+class BadRotary:
+    rotary_dim: int = 8
+    layout: str = "half"
+    frequencies: torch.Tensor | None = None
+
+    def inverse_frequencies(self, length=None):
+        return torch.ones(self.rotary_dim // 2) if self.frequencies is None else self.frequencies
+
+    def attention_factor(self, length=None):
+        return 1.0
+
+
+def zeros(*shape, dtype=torch.float32):
+    return torch.zeros(shape, dtype=dtype)
+
+
+Q, K = zeros(2, 4, 5, 8), zeros(2, 2, 7, 8)
+
+TENSORS = {
+    "rank": ((Q[0], K, K), "query must have 4 dimensions.*got shape"),
+    "key dtype": ((Q, K.double(), K), "share a dtype.*float32.*float64"),
+    "integer": ((Q.long(), K.long(), K.long()), "must be float32.*got torch.int64"),
+    "device": ((Q, K.to("meta"), K), "on one device.*cpu.*meta"),
+    "batch": ((Q, K[:1], K[:1]), "batch size, got 2 .* 1"),
+    "head_dim": ((Q, K[..., :6], K), "share head_dim, got 8 and 6"),
+    "value length": ((Q, K, K[:, :, :6]), "share heads and length"),
+    "heads": ((zeros(2, 3, 5, 8), K, K), "multiple of the key's, got 3 and 2"),
+}
+
+OPTIONS = {
+    "rule edges": ({"distance": Rule(edges=())}, "one edge fewer.*0 edges and 2 branches"),
+    "window 0": ({"distance": Rule(edges=(0,))}, "window.*at least 1.*(0,)"),
+    "unit 0": ({"distance": Rule(unit=0)}, "unit 0"),
+    "edges fall": ({"distance": Rule((Branch(),) * 3, (2, 2))}, "ascend, got"),
+    "not a rule": ({"distance": "rerope"}, "branches, edges and unit.*str"),
+    "bidirectional": ({"distance": ReRoPE(3), "causal": False}, "2 branches.*causal=False"),
+    "bidirectional chunks": ({"distance": DualChunk(8, 2), "causal": False}, "3 branches"),
+    "not a rotary": ({"rotary": "rope"}, "rotary must have.*got str"),
+    "odd rotary": ({"rotary": BadRotary(7)}, "even.*got 7"),
+    "wide rotary": ({"rotary": BadRotary(10)}, "at most head_dim 8, got 10"),
+    "layout": ({"rotary": BadRotary(layout="pairs")}, "'half' or 'interleaved', got 'pairs'"),
+    "frequencies": ({"rotary": BadRotary(frequencies=torch.ones(3))}, r"shape \(4,\).*got \(3,\)"),
+    "learned frequencies": (
+        {"rotary": BadRotary(frequencies=torch.ones(4, requires_grad=True))},
+        "must not require a gradient",
+    ),
+    "query positions": (
+        {"query_positions": torch.arange(7)},
+        r"query_positions.*\(5,\).*got \(7,\)",
+    ),
+    "key positions": ({"key_positions": torch.arange(5)}, r"key_positions.*\(7,\).*got \(5,\)"),
+    "batch of positions": ({"key_positions": zeros(3, 7).long()}, r"\(2, 7\), got \(3, 7\)"),
+    "position device": ({"query_positions": zeros(5).to("meta")}, "on cpu.*got meta"),
+    "half positions": ({"query_positions": zeros(5).bfloat16()}, "got torch.bfloat16.*256"),
+    "boolean positions": ({"query_positions": zeros(5).bool()}, "integer or float, got torch.bool"),
+    "scale": ({"scale": float("nan")}, "scale must be finite, got nan"),
+    "sliding window": ({"sliding_window": 0}, "sliding_window must be at least 1, got 0"),
+    "softcap": ({"softcap": 0.0}, "softcap must be positive, got 0.0"),
+    "sinks": ({"sinks": zeros(2)}, r"shape \(4,\), got \(2,\)"),
+    "sink dtype": ({"sinks": zeros(4).long()}, "floating point"),
+    "key_lengths": ({"key_lengths": torch.tensor([3])}, r"shape \(2,\), got \(1,\)"),
+    "key_lengths dtype": ({"key_lengths": zeros(2)}, "integer, got torch.float32"),
+    "mask shape": ({"attention_mask": zeros(2, 1, 5, 6)}, r"attention_mask.*got \(2, 1, 5, 6\)"),
+    "mask rank": ({"attention_mask": zeros(5, 7)}, r"got \(5, 7\)"),
+    "mask dtype": ({"attention_mask": zeros(2, 1, 5, 7).long()}, r"\.bool\(\)"),
+    "mask gradient": (
+        {"attention_mask": torch.zeros(2, 1, 5, 7, requires_grad=True)},
+        "must not require a gradient",
+    ),
+    "log_n": ({"log_n": lambda at: at[..., :1].float()}, "one factor per position"),
+    "triton": ({"backend": "triton"}, "no Triton kernel"),
+    "backend": ({"backend": "cuda"}, "'auto', 'reference' or 'triton', got 'cuda'"),
+}
+
+
+@pytest.mark.parametrize("case", TENSORS)
+def test_tensors(case):
+    tensors, message = TENSORS[case]
+    with pytest.raises((ValueError, TypeError), match=message):
+        rotary_attention(*tensors, rotary=ROTARY)
+
+
+@pytest.mark.parametrize("case", OPTIONS)
+def test_options(case):
+    options, message = OPTIONS[case]
+    with pytest.raises((ValueError, TypeError), match=message):
+        rotary_attention(Q, K, K, **{"rotary": ROTARY, "distance": Plain(), **options})
+
+
+def test_a_users_own_rule_and_rotary_work():
+    q, k = torch.randn(Q.shape), torch.randn(K.shape)
+    got = rotary_attention(q, k, k, rotary=BadRotary(), distance=Rule())
+    same = rotary_attention(q, k, k, rotary=BadRotary(), distance=replace(Rule(), edges=(99,)))
+    torch.testing.assert_close(got, same, rtol=0, atol=1e-6)

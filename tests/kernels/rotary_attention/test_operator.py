@@ -1,0 +1,286 @@
+"""The op as a citizen of torch: operator checks, compilers, dtypes, strides, fakes, memory."""
+
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ropewalk.blocks.rotary import (
+    DualChunk,
+    DynamicNTK,
+    LeakyReRoPE,
+    LogN,
+    Plain,
+    ReRoPE,
+    RotaryEmbedding,
+    SelfExtend,
+)
+from ropewalk.kernels.rotary_attention import op, rotary_attention
+
+ROTARY = RotaryEmbedding(8)
+
+
+def operator_arguments(monkeypatch, call):
+    """The arguments with which `call` reaches the operator."""
+    import ropewalk.kernels.rotary_attention.attention as module
+
+    seen = []
+
+    def spy(*arguments):
+        seen.append(arguments)
+        return op.rotary_attention_op(*arguments)
+
+    monkeypatch.setattr(module, "rotary_attention_op", spy)
+    call()
+    monkeypatch.undo()
+    return seen[0]
+
+
+@pytest.mark.parametrize("extras", [False, True])
+def test_opcheck(inputs, rule, monkeypatch, extras):
+    tensors = inputs(dtype=torch.float32, queries=5, keys=9).make(grad=True)
+    options = {}
+    if extras:
+        options = {
+            "sinks": torch.randn(4, requires_grad=True),
+            "softcap": 3.0,
+            "sliding_window": 6,
+            "log_n": LogN(4),
+            "key_lengths": torch.tensor([9, 7]),
+            "attention_mask": torch.rand(2, 1, 5, 9) < 0.8,
+        }
+    arguments = operator_arguments(
+        monkeypatch,
+        lambda: rotary_attention(
+            *tensors, rotary=ROTARY, distance=rule[0], backend="reference", **options
+        ),
+    )
+    torch.library.opcheck(op.rotary_attention_op, arguments)
+
+
+def test_gradcheck(inputs, rule):
+    sinks = torch.randn(2, dtype=torch.float64, requires_grad=True)
+    tensors = inputs(batch=1, heads=2, kv_heads=1, queries=6, keys=8, head_dim=4).make(grad=True)
+
+    def function(query, key, value, sinks):
+        return rotary_attention(
+            query, key, value,
+            rotary=RotaryEmbedding(4), distance=rule[0], sinks=sinks, softcap=2.0,
+            return_logsumexp=True,
+        )  # fmt: skip
+
+    torch.autograd.gradcheck(function, (*tensors, sinks))
+
+
+def test_gradient_reaches_a_learned_query_scale(inputs):
+    @dataclass
+    class Learned:
+        weight: torch.Tensor
+
+        def __call__(self, positions):
+            return self.weight * (positions.double() + 1)
+
+    weight = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    tensors = inputs().make()
+
+    def function(weight):
+        return rotary_attention(*tensors, rotary=ROTARY, distance=ReRoPE(4), log_n=Learned(weight))
+
+    torch.autograd.gradcheck(function, (weight,))
+
+
+@pytest.mark.parametrize(
+    ("rule", "dynamic"),
+    [
+        (Plain(), True),
+        (ReRoPE(5), False),
+        (LeakyReRoPE(4, 0.25), False),
+        (SelfExtend(3, 7), False),
+        (DualChunk(8, 3), True),
+    ],
+    ids=str,
+)
+def test_compiles_as_one_graph(inputs, rule, dynamic):
+    torch.compiler.reset()
+
+    @torch.compile(fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    def compiled(query, key, value, mask):
+        return rotary_attention(
+            query, key, value,
+            rotary=ROTARY, distance=rule, attention_mask=mask, log_n=LogN(4), softcap=5.0,
+        )  # fmt: skip
+
+    for length in (11, 14):
+        tensors = inputs(queries=length, keys=length).make(grad=True)
+        mask = torch.ones(2, 1, 1, length, dtype=torch.bool)
+        eager = rotary_attention(
+            *tensors, rotary=ROTARY, distance=rule, attention_mask=mask, log_n=LogN(4),
+            softcap=5.0,
+        )  # fmt: skip
+        got = compiled(*tensors, mask)
+        torch.testing.assert_close(got, eager, rtol=0, atol=1e-12)
+        for a, b in zip(
+            torch.autograd.grad(got.sum(), tensors),
+            torch.autograd.grad(eager.sum(), tensors),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
+
+
+def test_length_dependent_frequencies_compile(inputs):
+    torch.compiler.reset()
+    rotary = RotaryEmbedding(8, frequency=DynamicNTK(factor=2.0, original_length=8))
+    at = torch.arange(19)
+
+    def call(query, key, value):
+        return rotary_attention(
+            query, key, value,
+            rotary=rotary, distance=ReRoPE(4), query_positions=at, key_positions=at,
+        )  # fmt: skip
+
+    tensors = inputs().make()
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*tensors), call(*tensors), rtol=0, atol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_compiles_with_inductor(inputs):
+    torch.compiler.reset()
+
+    def call(query, key, value):
+        return rotary_attention(query, key, value, rotary=ROTARY, distance=ReRoPE(4))
+
+    tensors = inputs(dtype=torch.float32).make()
+    compiled = torch.compile(call, fullgraph=True)
+    torch.testing.assert_close(compiled(*tensors), call(*tensors), rtol=1e-5, atol=1e-6)
+
+
+def two_matrices(query, key, value, window):
+    """ReRoPE as everybody ships it, in the tensors' dtype."""
+    at = torch.arange(query.shape[2])
+    distance = at[:, None] - at
+    near = ROTARY.rotate(query, at) @ ROTARY.rotate(key, at).mT
+    scores = near
+    if window is not None:
+        far = ROTARY.rotate(query, torch.full_like(at, window)) @ key.mT
+        scores = torch.where(distance < window, near, far)
+    scores = scores / query.shape[-1] ** 0.5
+    return scores.masked_fill(distance < 0, -torch.inf).softmax(-1) @ value
+
+
+@pytest.mark.parametrize("window", [None, 6])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_half_precision_errs_no_more_than_twice_torch(inputs, dtype, window, backend):
+    exact = inputs(kv_heads=4, queries=40, keys=40, seed=2).make()
+    half = [x.to(dtype).requires_grad_() for x in exact]
+    exact = [x.detach().float().requires_grad_() for x in half]
+    rule = Plain() if window is None else ReRoPE(window)
+
+    def results(output, leaves):
+        gradients = torch.autograd.grad(output.float().square().sum(), leaves)
+        return [output.float(), *(g.float() for g in gradients)]
+
+    wanted = results(two_matrices(*exact, window), exact)
+    plain = results(two_matrices(*half, window), half)
+    got = rotary_attention(*half, rotary=ROTARY, distance=rule, backend=backend)
+    assert got.dtype == dtype
+    ours = results(got, half)
+    for name, want, a, b in zip("oqkv", wanted, ours, plain, strict=True):
+        error, torch_error = (a - want).abs().max(), (b - want).abs().max()
+        assert error <= 2 * torch_error, f"{name}: {error} against {torch_error}"
+
+
+def test_non_contiguous_inputs(inputs, rule):
+    tensors = inputs().make()
+    expected = rotary_attention(*tensors, rotary=ROTARY, distance=rule[0])
+    transposed = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in tensors]
+    strided = [torch.stack([x, x], -1)[..., 0] for x in tensors]
+    for variant in (transposed, strided):
+        leaves = [x.requires_grad_() for x in variant]
+        assert not any(x.is_contiguous() for x in leaves)
+        got = rotary_attention(*leaves, rotary=ROTARY, distance=rule[0])
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+        torch.autograd.grad(got.transpose(1, 2).square().sum(), leaves)
+
+
+def test_inputs_are_left_alone(inputs, rule):
+    tensors = inputs().make()
+    copies = [x.clone() for x in tensors]
+    rotary_attention(*tensors, rotary=ROTARY, distance=rule[0])
+    for x, copy in zip(tensors, copies, strict=True):
+        assert torch.equal(x, copy)
+
+
+@pytest.mark.parametrize("queries", [1, 5])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_length_one_and_batch_one(oracle, inputs, rule, batch, queries):
+    tensors = inputs(batch=batch, queries=queries, keys=queries).make()
+    got = rotary_attention(*tensors, rotary=ROTARY, distance=rule[0])
+    expected, _ = oracle(*tensors, rotary=ROTARY, relative=rule[1])
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+
+
+def test_meta_and_fake_tensors(inputs, rule):
+    q, k, v = (x.to("meta") for x in inputs(value_dim=5, dtype=torch.bfloat16).make())
+    output, lse = rotary_attention(q, k, v, rotary=ROTARY, distance=rule[0], return_logsumexp=True)
+    assert output.shape == (2, 4, 19, 5)
+    assert (output.dtype, lse.dtype, lse.shape) == (torch.bfloat16, torch.float32, (2, 4, 19))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        q, k, v = (torch.empty(2, 4, 19, 8, requires_grad=True) for _ in range(3))
+        output = rotary_attention(q, k, v, rotary=ROTARY, distance=rule[0])
+        gradients = torch.autograd.grad(output.sum(), (q, k, v))
+        assert [g.shape for g in gradients] == [q.shape, k.shape, v.shape]
+
+
+def test_far_keys_are_not_rotated_in_decoding(inputs, monkeypatch):
+    """ReRoPE's cache is raw beyond the window; a step rotates only the window's keys."""
+    from ropewalk.kernels.rotary_attention import reference
+
+    rotated = Counter()
+    rotate = reference.rotate
+
+    def spy(x, cos, sin, layout):
+        rotated[x.shape[2]] += 1
+        return rotate(x, cos, sin, layout=layout)
+
+    monkeypatch.setattr(reference, "rotate", spy)
+    rotary_attention(*inputs(queries=1, keys=300).make(), rotary=ROTARY, distance=ReRoPE(window=20))
+    assert rotated == {1: 2, 20: 1}
+
+
+PEAK = """
+import resource, sys, torch
+from ropewalk.blocks.rotary import ReRoPE, RotaryEmbedding
+from ropewalk.kernels.rotary_attention import rotary_attention
+torch.set_num_threads(1)
+length, backward = int(sys.argv[1]), sys.argv[2] == "backward"
+rotary = RotaryEmbedding(16)
+def run(n):
+    q, k, v = (torch.randn(1, 1, n, 16, requires_grad=backward) for _ in range(3))
+    out = rotary_attention(q, k, v, rotary=rotary, distance=ReRoPE(window=256))
+    if backward:
+        out.sum().backward()
+run(512)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for n in (length, 2 * length):
+    run(n)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("direction", "length"), [("forward", 8192), ("backward", 4096)])
+def test_memory_grows_linearly(direction, length):
+    """Peak resident memory in a process of its own, in KiB beyond a warm-up."""
+    command = [sys.executable, "-c", PEAK, str(length), direction]
+    run = subprocess.run(command, check=True, capture_output=True, text=True)
+    short, long = map(int, run.stdout.split())
+    matrix = (2 * length) ** 2 * 4 // 1024  # KiB of one head's scores
+    assert long < matrix / 4, f"{long} KiB where a matrix of scores has {matrix}"
+    assert long < 2.5 * short + 8 * 1024, f"{short} KiB, then {long} KiB at twice the length"
