@@ -13,7 +13,8 @@ def require_positive(owner: str, **fields: float) -> None:
     for field, value in fields.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError(f"{owner}.{field}: expected a number > 0, got {value!r}")
-        if not (value > 0 and math.isfinite(value)):
+        # Comparisons, not math.isfinite: they can be traced, and NaN fails them too.
+        if not 0 < value < math.inf:
             raise ValueError(f"{owner}.{field}: expected a finite number > 0, got {value!r}")
 
 

@@ -209,8 +209,8 @@ class DualChunk(DistanceRuleBase):
 
     Attributes:
         chunk: the largest relative position that is ever seen; at most the trained length.
-        local: tokens before a block's border whose true distance is kept; below `chunk`. Blocks
-            are chunk − local tokens long.
+        local: distances up to this are true everywhere, across borders too; below `chunk`. Blocks
+            are chunk − local tokens long, which should be more than `local`.
     """
 
     chunk: int

@@ -19,14 +19,15 @@ from ropewalk.kernels.rotary import LAYOUTS, Layout, rotate
 
 
 def cosine_sine(
-    positions: Num[Tensor, "*batch seq"],
+    positions: Num[Tensor, "*batch seq #pairs"],
     inverse_frequencies: Float[Tensor, " pairs"],
     attention_factor: float | Tensor = 1.0,
 ) -> tuple[Float[Tensor, "*batch seq pairs"], Float[Tensor, "*batch seq pairs"]]:
     """Cosines and sines of position × frequency, times the attention factor.
 
     Args:
-        positions: integers, or float32/float64 where they are fractional; may be negative.
+        positions: integers, or float32/float64 where they are fractional; may be negative. The last
+            dimension is 1 where all planes turn with the same position.
         inverse_frequencies: radians per position, one per pair of dimensions.
         attention_factor: factor on both results.
 
@@ -42,7 +43,7 @@ def cosine_sine(
             "hold large positions; build them with torch.arange(...) and leave them integer"
         )
     dtype = torch.float64 if positions.dtype == torch.float64 else torch.float32
-    angles = positions.to(dtype)[..., None] * inverse_frequencies.to(dtype)
+    angles = positions.to(dtype) * inverse_frequencies.to(dtype)
     if isinstance(attention_factor, float) and attention_factor == 1.0:
         return angles.cos(), angles.sin()
     return angles.cos() * attention_factor, angles.sin() * attention_factor
@@ -156,7 +157,7 @@ class RotaryEmbedding(nn.Module):
         if length is None and self.frequency.depends_on_length and positions.numel() > 0:
             length = positions.max() + 1
         frequencies = self.inverse_frequencies(length).to(positions.device)
-        return cosine_sine(positions, frequencies, self.attention_factor(length))
+        return cosine_sine(positions[..., None], frequencies, self.attention_factor(length))
 
     def rotate(
         self,

@@ -7,6 +7,7 @@ for position i and trained length L (Su Jianlin, kexue.fm/archives/8823; positio
 query i sees n = i + 1 keys). Natural logarithms; any base gives the same ratio.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -48,7 +49,6 @@ class LogN:
         """
         dtype = torch.float64 if positions.dtype == torch.float64 else torch.float32
         seen = positions.to(dtype).clamp(min=0) + 1
-        # ln L in the same arithmetic, so that the factor at position L − 1 is exactly 1.
-        trained = torch.full((), self.length, dtype=dtype, device=positions.device)
-        factors = seen.log() / trained.log()
-        return factors.clamp(min=1) if self.clamp else factors
+        factors = seen.log() / math.log(self.length)
+        # Not max(1, …), which rounding could put just above 1 at the last trained position.
+        return factors.where(seen > self.length, 1.0) if self.clamp else factors
