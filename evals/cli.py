@@ -12,6 +12,7 @@ import typer
 
 from ropewalk.evals.errors import EvaluationError, InputError
 
+INTERRUPTED = 130
 Number = TypeVar("Number", int, float)
 
 app = typer.Typer(
@@ -44,15 +45,11 @@ def run(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
     command = typer.main.get_command(app)
     try:
-        command.main(args=arguments, prog_name="ropewalk", standalone_mode=False)
+        code = command.main(args=arguments, prog_name="ropewalk", standalone_mode=False)
     except InputError as error:
         return _fail(str(error), 2)
     except EvaluationError as error:
         return _fail(str(error), 1)
-    except (KeyboardInterrupt, typer.Abort):
-        return _fail("stopped; the same command continues where it was", 130)
-    except typer.Exit as error:
-        return error.exit_code
     except Exception as error:
         # Usage errors of the command line parser; its exception classes have moved between
         # releases, their interface has not.
@@ -60,7 +57,10 @@ def run(arguments: list[str] | None = None) -> int:
             raise
         message = error.format_message()  # type: ignore[attr-defined]
         return _fail(message or "no command given; see ropewalk --help", 2)
-    return 0
+    # The parser turns an interrupt into this exit code.
+    if code == INTERRUPTED:
+        return _fail("stopped; the same command continues where it was", INTERRUPTED)
+    return code if isinstance(code, int) else 0
 
 
 def _fail(message: str, code: int) -> int:

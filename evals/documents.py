@@ -16,7 +16,7 @@ from ropewalk.evals.default_model import Document, held_out_documents
 from ropewalk.evals.errors import InputError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TokenDocument:
     """A stretch of text as tokens.
 

@@ -181,7 +181,7 @@ def parse_variant(text: str) -> Variant:
     """
     parts: dict[str, Part] = {}
     for piece in text.split("+"):
-        name, _, written = piece.strip().partition(":")
+        name, _, written = (side.strip() for side in piece.partition(":"))
         known = (ROPE, *rule_classes())
         if name not in known:
             raise ValueError(f"unknown variant {name!r}{nearest(name, known)}")

@@ -76,10 +76,12 @@ class Passkey:
         """Whether the number is found, and what greedy decoding writes up to its first mistake."""
         predicted = logits.argmax(-1).cpu().numpy()
         wrong = np.flatnonzero(predicted != sample.tokens[-sample.scored :])
-        written = predicted if len(wrong) == 0 else predicted[: wrong[0] + 1]
+        written = (predicted if len(wrong) == 0 else predicted[: wrong[0] + 1]).tolist()
+        # Models have more logits than their tokenizer has tokens; the rest cannot be decoded.
+        known = [token for token in written if token < len(self._tokenizer)]
         return {
             "correct": len(wrong) == 0,
-            "written": self._tokenizer.decode(written.tolist()),
+            "written": self._tokenizer.decode(known) + "\ufffd" * (len(written) - len(known)),
             "prompt_tokens": len(sample.tokens) - sample.scored,
         }
 

@@ -1,0 +1,168 @@
+"""The command line: what works, and that all bad input ends in one line and exit code 2."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ropewalk.evals import cli
+from ropewalk.evals.demo import VARIANTS, demo_request
+from ropewalk.llm.variants import parse_variant
+
+
+@pytest.fixture
+def command(tiny_model, tmp_path, monkeypatch, capfd):
+    """Runs the command line in an empty folder; gives exit code, standard output and error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        given = [argument.replace("TINY", str(tiny_model)) for argument in arguments]
+        code = cli.run(given)
+        return code, *capfd.readouterr()
+
+    return run
+
+
+EVAL = (
+    *("eval", "--model", "TINY", "--length", "320,400", "--documents", "2"),
+    *("--depth", "0,1", "--trials", "1", "--out", "run"),
+)
+
+
+def test_eval_measures_reports_and_continues(command, tmp_path):
+    code, out, _ = command(*EVAL, "--variant", "rope", "--variant", "rerope:window=30+log-n")
+    assert code == 0
+    assert "rerope:window=30+log-n" in out
+    assert "bits per byte" in out
+    assert {path.name for path in Path("run").iterdir()} == {
+        "run.json",
+        "run.lock",
+        "report.html",
+        "perplexity.png",
+        "passkey.png",
+    }
+    before = Path("run/run.json").read_bytes()
+    assert command(*EVAL, "--variant", "rope", "--variant", "rerope:window=30+log-n")[0] == 0
+    assert Path("run/run.json").read_bytes() == before
+
+
+def test_report_draws_again_from_the_file_alone(command):
+    command(*EVAL)
+    Path("moved").mkdir()
+    shutil.copy("run/run.json", "moved/run.json")
+    code, out, _ = command("report", "moved")
+    assert code == 0
+    assert "rope" in out
+    assert Path("moved/report.html").read_text() == Path("run/report.html").read_text()
+    assert Path("moved/passkey.png").read_bytes() == Path("run/passkey.png").read_bytes()
+
+
+def test_variants_lists_every_rule(command):
+    code, out, _ = command("variants")
+    assert code == 0
+    for expected in ("ntk-mixed", "exponent: float [0.625]", "9706", "trained length / 4", "log-n"):
+        assert expected in out
+
+
+def test_text_of_ones_own_is_evaluated(command, tmp_path):
+    (tmp_path / "book.txt").write_text("to lay a rope one walks backwards, " * 40)
+    code, _, _ = command(*EVAL, "--task", "perplexity", "--text", "book.txt")
+    assert code == 0
+    documents = json.loads(Path("run/run.json").read_text())["configuration"]["tasks"]
+    assert [d["name"] for d in documents["perplexity"]["documents"]] == ["book.txt#1", "book.txt#2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--variant", "rerop"), "unknown variant 'rerop'; did you mean 'rerope'? known: rope"),
+        (("--variant", "rerope:windw=1"), "did you mean 'window'? known: window"),
+        (("--variant", "ntk-aware:factor=0"), "factor"),
+        (("--variant", "ntk-aware:factor=-4"), "factor"),
+        (("--variant", "rerope+self-extend"), "two parts of kind distance"),
+        (("--variant", "rope", "--variant", "rope"), "given twice"),
+        (("--variant", "rope@"), "names no model after '@'"),
+        (("--variant", "rope@./nowhere"), "is no folder"),
+        (("--task", "perplexty"), "unknown task 'perplexty'; did you mean 'perplexity'?"),
+        (("--length", "640,320"), "lengths must be ascending, got 640,320; write 320,640"),
+        (("--length", "320,320"), "lengths must be ascending"),
+        (("--length", "320,x"), "--length expects whole numbers separated by commas, got '320,x'"),
+        (("--length", ""), "--length expects whole numbers"),
+        (("--length", "0,320"), "lengths must be at least 2"),
+        (("--length", "100,320"), "task passkey needs lengths of at least 2"),
+        (("--length", "320,4000000"), "4000000 tokens are needed in one file, the longest has"),
+        (("--text", "short.txt"), "400 tokens are needed in one file, the longest has 6"),
+        (("--text", "missing.txt"), "text 'missing.txt' does not exist"),
+        (("--score-tokens", "320"), "--score-tokens must be smaller than the shortest length 320"),
+        (("--score-tokens", "0"), "--score-tokens must be at least 1"),
+        (("--documents", "0"), "--documents must be at least 1"),
+        (("--trials", "-1"), "--trials must be at least 1"),
+        (("--depth", "0,2"), "depths must lie between 0 and 1"),
+        (("--depth", "1,0"), "depths must be ascending"),
+        (("--dtype", "float8"), "unknown dtype 'float8'"),
+        (("--device", "warp"), "device 'warp' cannot be used"),
+        (("--model", "./nowhere"), "model './nowhere' is no folder"),
+        (("--model", "defaul"), "did you mean 'default'"),
+        (("--out", "short.txt"), "is not a folder"),
+        (("--out", "short.txt/deep"), "is not a folder"),
+        (("--threads", "0"), "--threads"),
+        (("--unknown",), "--unknown"),
+        (("stray",), "stray"),
+    ],
+)
+def test_bad_input_ends_in_one_line_with_code_2(
+    command, tmp_path, monkeypatch, arguments, expected
+):
+    (tmp_path / "short.txt").write_text("short\n")
+    monkeypatch.setattr("ropewalk.evals.models.ModelSource.load", None)
+    code, out, error = command(*EVAL, *arguments)
+    assert code == 2
+    assert out == ""
+    assert error.startswith("ropewalk: error: ")
+    assert expected in error
+    assert error.count("\n") == 1
+    assert "Traceback" not in error
+    assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]
+    assert (tmp_path / "short.txt").read_text() == "short\n"
+
+
+def test_another_configuration_is_refused_before_loading(command, monkeypatch):
+    command(*EVAL)
+    before = {path.name: path.read_bytes() for path in Path("run").iterdir()}
+    monkeypatch.setattr("ropewalk.evals.models.ModelSource.load", None)
+    code, out, error = command(*EVAL, "--trials", "2")
+    assert (code, out) == (2, "")
+    assert "another configuration (different: tasks)" in error
+    assert error.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in Path("run").iterdir()} == before
+
+
+@pytest.mark.parametrize("arguments", [("report", "nowhere"), ("report",), ("nonsense",), ()])
+def test_other_commands_refuse_in_one_line_too(command, arguments):
+    code, _, error = command(*arguments)
+    assert code == 2
+    if arguments:
+        assert error.startswith("ropewalk: error: ")
+        assert error.count("\n") == 1
+
+
+def test_interrupting_says_how_to_go_on(command, monkeypatch):
+    def interrupt(request, console):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ropewalk.evals.runner.evaluate", interrupt)
+    code, _, error = command(*EVAL)
+    assert code == 130
+    assert "the same command continues" in error
+
+
+def test_the_demo_asks_for_every_variant_on_held_out_text(tmp_path):
+    request = demo_request(out=tmp_path / "demo")
+    request.check()
+    assert request.lengths == (512, 1024, 2048, 4096)
+    assert demo_request(full=True).lengths[-2:] == (8192, 16384)
+    for variant in VARIANTS:
+        parse_variant(variant)
+    assert request.variants[0] == "rope"
+    assert request.text == ()
