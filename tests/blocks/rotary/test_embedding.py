@@ -217,7 +217,7 @@ def test_meta_device_and_back():
 
 @pytest.mark.parametrize(
     "rule",
-    [Default(), YaRN(4.0, 16), DynamicNTK(2.0, 16), LongRoPE([1.0] * 3, [3.0] * 3, 16, 4.0)],
+    [YaRN(4.0, 16), DynamicNTK(2.0, 16), LongRoPE([1.0] * 3, [3.0] * 3, 16, 4.0)],
     ids=lambda rule: rule.name,
 )
 def test_compiles_to_one_graph(rule):
