@@ -51,7 +51,7 @@ class Recipe:
     variant: str = ""
     native_variant: str = "rope"
     seed: int = 0
-    steps: int = 6000
+    steps: int = 3600
     tokens_per_step: int = 4096
     matrix_rate: float = 3e-3
     rate: float = 2e-3
@@ -60,8 +60,8 @@ class Recipe:
     decay_from: float = 0.5
     synthetic_weight: float = 0.2
     phases: tuple[Phase, ...] = (
-        Phase(0.25, 128, SHARES),
-        Phase(0.55, 256, SHARES),
+        Phase(0.3125, 128, SHARES),
+        Phase(0.5, 256, SHARES),
         Phase(1.0, 512, SHARES),
     )
 
