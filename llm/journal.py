@@ -6,6 +6,8 @@ journal that undoes the changes of the *copy*.
 
 from typing import Any
 
+# The attribute by which plugged models and their plugged parts are known.
+MARK = "_ropewalk"
 _MISSING = "ropewalk: there was no such attribute"
 
 

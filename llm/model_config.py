@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig
 
-from ropewalk.llm.journal import Journal
+from ropewalk.llm.journal import MARK, Journal
 
 
 class ConfigCopies:
@@ -84,6 +84,9 @@ def trained_length(model: nn.Module) -> int:
     Raises:
         ValueError: the configuration has neither.
     """
+    known = getattr(getattr(model, MARK, None), "trained_length", None)
+    if known is not None:
+        return known
     config = text_config(model)
     parameters = getattr(config, "rope_parameters", None) or {}
     nested = [value for value in parameters.values() if isinstance(value, dict)]

@@ -18,6 +18,7 @@ everywhere else with these rules.
 """
 
 from types import TracebackType
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig
@@ -33,11 +34,11 @@ from ropewalk.llm.frequencies import (
     put_logit_scale,
     write_rope_parameters,
 )
-from ropewalk.llm.journal import Journal
+from ropewalk.llm.journal import MARK, Journal
 from ropewalk.llm.model_config import ConfigCopies, rope_parameters_of, text_config, trained_length
 from ropewalk.llm.native_rotary import RotarySlot, native_rule
 from ropewalk.llm.probe import LayerRotation, probe
-from ropewalk.llm.refusals import MARK, is_plugged, refuse_model, refuse_rules
+from ropewalk.llm.refusals import is_plugged, refuse_model, refuse_rules
 from ropewalk.llm.rotary_wrapper import RotaryFormat, UnitRotary
 
 
@@ -49,6 +50,7 @@ class PlugHandle:
         frequency: the rule that replaces the model's own, if any.
         distance: the distance rule, if any.
         log_n: the log n scaling, if any.
+        trained_length: the model's, which a replaced frequency rule may no longer show.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class PlugHandle:
         self.frequency = frequency
         self.distance = distance
         self.log_n = log_n
+        self.trained_length: int | None = None
         self._journal = Journal()
         self._configs: ConfigCopies | None = None
 
@@ -155,7 +158,12 @@ def _plug(handle: PlugHandle, slots: list[RotarySlot]) -> None:
     model, journal, frequency = handle.model, handle._journal, handle.frequency
     handle._configs = ConfigCopies(model, journal)
     config = text_config(model)
-    extended = [] if frequency is None else extended_slots(slots)
+    extended: list[RotarySlot] = []
+    written: dict[str, Any] = {}
+    if frequency is not None:
+        extended = extended_slots(slots)
+        handle.trained_length = trained_length(model)
+        written = write_rope_parameters(config, extended, frequency, handle.trained_length)
     rotations: dict[nn.Module, LayerPlug] = {}
     formats: dict[str, dict[str | None, RotaryFormat]] = {}
     if _changes_attention(handle):
@@ -169,7 +177,6 @@ def _plug(handle: PlugHandle, slots: list[RotarySlot]) -> None:
     journal.set(model, MARK, handle)
     if frequency is not None:
         native = rope_parameters_of(config, extended[0].layer_type)
-        written = write_rope_parameters(config, extended, frequency, trained_length(model))
         put_logit_scale(journal, model, native, written.get(extended[0].layer_type, written))
     if rotations:
         _move_rotation(journal, model, rotations, formats)

@@ -10,7 +10,7 @@ input does not depend on what the layers before did with their queries:
 The layout is the one whose rotation turns the first into the second. This proves, rather than
 assumes, that a layer's rotation can be taken out and put back: a norm with learned weights after
 the rotation, another sign or an unknown layout fit no candidate, and a layer that never reaches
-the attention interface lets NaN through to the output. Nothing is left changed.
+the attention interface shows in the output. Nothing is left changed.
 """
 
 import copy
@@ -147,9 +147,15 @@ def probe(model: nn.Module, slots: list[RotarySlot]) -> ProbeResult:
     """
     AttentionInterface.register(PROBE_NAME, _probe_attention)
     AttentionMaskInterface.register(PROBE_NAME, make_plan)
-    (unit, spies, _), (native, after, _), (poison, _, poisoned) = (
+    (unit, spies, _), (native, after, expected), (poison, _, output) = (
         _run(model, slots, mode) for mode in ("unit", "native", "poison")
     )
+    if not expected.isfinite().all():
+        raise ValueError(
+            f"{type(model).__name__} gives outputs that are not finite; are its weights loaded?"
+        )
+    # Written so that NaN counts as different.
+    poisoned = not (output - expected).norm() <= _tolerance(expected) * expected.norm()
     names = {module: name for name, module in model.named_modules()}
     if not native:
         raise ValueError(
@@ -181,7 +187,7 @@ def probe(model: nn.Module, slots: list[RotarySlot]) -> ProbeResult:
 
 def _run(
     model: nn.Module, slots: list[RotarySlot], mode: Mode
-) -> tuple[dict[nn.Module, _Seen], dict[str, _SpyRotary], bool]:
+) -> tuple[dict[nn.Module, _Seen], dict[str, _SpyRotary], Tensor]:
     embedding = model.get_input_embeddings()  # type: ignore[operator]
     weight = embedding.weight
     ids = torch.arange(1, 1 + len(POSITIONS), device=weight.device) % weight.shape[0]
@@ -200,7 +206,7 @@ def _run(
             ) from error
         finally:
             _recording.reset(token)
-    return seen, spies, bool(output[0].isnan().any())
+    return seen, spies, output[0]
 
 
 @contextmanager
@@ -225,11 +231,6 @@ def _check_inputs(name: str, module: nn.Module, seen: _Seen) -> None:
             f"{name} is not causal, and distance rules are defined for keys that come before the "
             "query only"
         )
-    if seen.position_ids is None or seen.position_ids.ndim != 2:
-        raise ValueError(
-            f"{name} does not hand position_ids to its attention function, so the positions of its "
-            "queries are unknown there"
-        )
     if seen.mask is None or seen.mask.ndim != 4:
         raise ValueError(
             f"{name} gets no mask from transformers' mask interface, so which keys it may see is "
@@ -242,6 +243,11 @@ def _check_inputs(name: str, module: nn.Module, seen: _Seen) -> None:
         )
     if seen.mask.shape[-1] != seen.key.shape[-2] + seen.query.shape[-2]:
         raise ValueError(f"{name} changes its mask before it reaches the attention interface")
+    if seen.position_ids is None or seen.position_ids.ndim != 2:
+        raise ValueError(
+            f"{name} does not hand position_ids to its attention function, so the positions of its "
+            "queries are unknown there"
+        )
     if not seen.query.isfinite().all():
         raise ValueError(f"{name} has queries that are not finite; are the model's weights loaded?")
 
@@ -250,7 +256,6 @@ def _match(
     name: str, module: nn.Module, before: _Seen, after: _Seen, slots: list[RotarySlot]
 ) -> tuple[RotarySlot, Layout, bool]:
     """The rotation, layout and place that turn the queries and keys before into those after."""
-    tolerance = 1e-3 if after.query.dtype in (torch.float32, torch.float64) else 3e-2
     fits: list[tuple[float, RotarySlot, Layout, bool]] = []
     head_dim = after.query.shape[-1]
     for slot, layout, trailing in itertools.product(slots, LAYOUTS, (False, True)):
@@ -261,7 +266,7 @@ def _match(
             _error(b, a, slot, layout, head_dim - rotary_dim if trailing else 0)
             for b, a in ((before.query, after.query), (before.key, after.key))
         )
-        if error <= tolerance:
+        if error <= _tolerance(after.query):
             fits.append((error, slot, layout, trailing))
     if not fits:
         raise ValueError(
@@ -273,6 +278,11 @@ def _match(
     own = [fit for fit in fits if fit[1].layer_type is not None and fit[1].layer_type == own_type]
     _, slot, layout, trailing = min(own or fits, key=lambda fit: fit[0])
     return slot, layout, trailing
+
+
+def _tolerance(x: Tensor) -> float:
+    """Relative error that rounding explains; another layout is off by tens of per cent."""
+    return 1e-3 if x.dtype in (torch.float32, torch.float64) else 3e-2
 
 
 def _error(before: Tensor, after: Tensor, slot: RotarySlot, layout: Layout, start: int) -> float:

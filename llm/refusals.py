@@ -10,10 +10,9 @@ from transformers import PreTrainedModel
 
 from ropewalk.blocks.rotary import FrequencyRule, LogN
 from ropewalk.kernels.rotary_attention.protocols import DistanceRule
+from ropewalk.llm.journal import MARK
 from ropewalk.llm.model_config import text_config
 from ropewalk.llm.native_rotary import RotarySlot, rotary_slots
-
-MARK = "_ropewalk"
 
 
 def is_plugged(model: nn.Module) -> bool:
