@@ -76,4 +76,11 @@ class Recipe:
 
 
 PLAIN = Recipe(name="plain")
-RECIPES = {recipe.name: recipe for recipe in (PLAIN,)}
+# Inverse Leaky ReRoPE (kexue.fm/archives/9728) for 8 times the trained length, k = 1/(2·8) and
+# w = L/4, with log n scaling from the start; read with plain RoPE and the same log n.
+INVERSE_LEAKY = Recipe(
+    name="inverse_leaky",
+    variant="leaky-rerope:window=128,factor=0.0625+log-n:length=512,clamp=false",
+    native_variant="log-n:length=512,clamp=false",
+)
+RECIPES = {recipe.name: recipe for recipe in (PLAIN, INVERSE_LEAKY)}

@@ -6,7 +6,6 @@ that a killed run continues where its last checkpoint stands. Checkpoints are sa
 """
 
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -129,7 +128,7 @@ def save_checkpoint(
                 tensors[f"optimiser.{number}.{parameter}.{name}"] = torch.as_tensor(value).clone()
     temporary = folder / "checkpoint.safetensors.partial"
     save_file(tensors, temporary, metadata={"state": json.dumps(state)})
-    os.replace(temporary, folder / "checkpoint.safetensors")
+    temporary.replace(folder / "checkpoint.safetensors")
 
 
 def load_checkpoint(

@@ -102,6 +102,6 @@ def test_recipes_cover_their_whole_run(recipe) -> None:
     lengths = [recipe.phase(step).length for step in range(recipe.steps)]
     assert lengths == sorted(lengths)
     factors = [recipe.rate_factor(step) for step in range(recipe.steps)]
-    assert 0 < min(factors)
+    assert min(factors) > 0
     assert max(factors) == 1.0
     assert factors[-1] < 0.01
