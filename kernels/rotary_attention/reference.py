@@ -6,15 +6,14 @@
 
 λ is the query factor (log n scaling). Softmax and gradients follow FlashAttention (arXiv
 2205.14135, 2307.08691): running maximum and sum forward; backward recomputes the probabilities
-from lse and uses ds = p ⊙ (dp − Δ), Δ_i = ⟨do_i, o_i⟩ − dlse_i. Both walk the runs of schedule.py,
-so that memory is linear in the sequence length and every pair costs one dot product, except near
-a branch's edge.
+from lse and uses ds = p ⊙ (dp − Δ), Δ_i = ⟨do_i, o_i⟩ − dlse_i. Both walk the pieces of
+schedule.py, so that memory is linear in the sequence length and every pair costs one dot product,
+except near a branch's edge.
 
 Half-precision inputs are computed in float32 and float64 ones in float64; the rounding to the
 input's dtype is the last line of `forward` and `backward`.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -23,15 +22,16 @@ from torch import Tensor
 from ropewalk.kernels.rotary import rotate
 from ropewalk.kernels.rotary_attention.protocols import Layout
 from ropewalk.kernels.rotary_attention.schedule import (
-    Run,
+    Piece,
     Visibility,
     branch_of_pairs,
     hidden_pairs,
-    key_runs,
     mask_rows,
+    pieces,
 )
 
-QUERY_BLOCK = 128
+# Queries in a block, from coarse to fine, and scores in a tile, so that one stays in the cache.
+QUERY_BLOCKS = (1024, 256, 128)
 TILE_ELEMENTS = 2**20
 MINIMUM_TILE = 64
 
@@ -88,20 +88,15 @@ class Problem:
         return rotate(x, cos, -sin if back else sin, layout=self.layout)
 
 
-class _Blocks:
-    """The schedule of a problem, its rotated queries and keys, and the scores of a run."""
+class _Walk:
+    """The pieces of a problem, its rotated queries and keys, and the scores of a piece."""
 
     def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        p = problem
-        self.batch, self.heads, self.queries, _ = p.query.shape
+        self.problem = p = problem
+        self.batch, self.heads = p.query.shape[:2]
         self.kv_heads = p.key.shape[1]
-        self.groups = self.heads // max(self.kv_heads, 1)
-        block = min(QUERY_BLOCK, max(self.queries, 1))
-        self.starts = range(0, self.queries, block)
-        self.block = block
-        self.runs = [key_runs(p.visibility, i, self.stop(i)) for i in self.starts]
-        self.tile = max(MINIMUM_TILE, TILE_ELEMENTS // max(1, self.batch * self.heads * block))
+        self.groups = self.heads // self.kv_heads
+        self.pieces = pieces(p.visibility, QUERY_BLOCKS)
         self.scaled = p.query.to(p.dtype) * self.query_scale()
         self.queries_turned = [p.turn(self.scaled, angles) for angles in p.query_angles]
         self.value = p.value.to(p.dtype)
@@ -110,9 +105,8 @@ class _Blocks:
         for branch, angles in enumerate(p.key_angles):
             # Only the keys that meet a query in this branch: in decoding, the window's.
             span = self._span(branch)
-            keys = p.key[:, :, span].to(p.dtype)
             self.spans.append(span)
-            self.keys_turned.append(p.turn(keys, angles[:, span]))
+            self.keys_turned.append(p.turn(p.key[:, :, span].to(p.dtype), angles[:, span]))
 
     def query_scale(self) -> Tensor | float:
         factor = self.problem.query_factor
@@ -121,69 +115,71 @@ class _Blocks:
         return factor.to(self.problem.dtype)[:, None, :, None] * self.problem.scale
 
     def _span(self, branch: int) -> slice:
-        runs = [r for runs in self.runs for r in runs if r.nearest <= branch <= r.farthest]
-        if not runs:
-            return slice(0, 0)
-        return slice(min(r.start for r in runs), max(r.stop for r in runs))
+        runs = [p.run for p in self.pieces if p.run.nearest <= branch <= p.run.farthest]
+        return slice(
+            min((r.start for r in runs), default=0), max((r.stop for r in runs), default=0)
+        )
 
-    def stop(self, start: int) -> int:
-        return min(start + self.block, self.queries)
+    def tiles(self, piece: Piece) -> list[Piece]:
+        """The piece, cut along the keys so that a tile of scores fits the cache."""
+        rows = self.batch * self.heads * (piece.stop - piece.start)
+        size, run = max(MINIMUM_TILE, TILE_ELEMENTS // max(1, rows)), piece.run
+        return [
+            piece._replace(run=run._replace(start=start, stop=min(start + size, run.stop)))
+            for start in range(run.start, run.stop, size)
+        ]
 
-    def rows(self, x: Tensor, start: int) -> Tensor:
+    def rows(self, x: Tensor, piece: Piece) -> Tensor:
         """(batch, heads, query, …) → (batch, kv_heads, groups · block, …): GQA by matmul rows."""
-        x = x[:, :, start : self.stop(start)]
+        x = x[:, :, piece.start : piece.stop]
         return x.reshape(self.batch, self.kv_heads, self.groups * x.shape[2], *x.shape[3:])
 
-    def put_rows(self, x: Tensor, start: int, rows: Tensor) -> None:
-        """The inverse of `rows`, into a tensor of all queries."""
-        target = x[:, :, start : self.stop(start)]
-        target.copy_(rows.view(target.shape))
-
-    def keys(self, branch: int, run: Run) -> Tensor:
-        offset = self.spans[branch].start
-        return self.keys_turned[branch][:, :, run.start - offset : run.stop - offset]
-
-    def tiles(self, index: int) -> Iterator[Run]:
-        """The runs of a block of queries, cut so that a tile of scores fits the cache."""
-        for run in self.runs[index]:
-            for start in range(run.start, run.stop, self.tile):
-                yield run._replace(start=start, stop=min(start + self.tile, run.stop))
-
-    def branches(self, start: int, run: Run) -> list[tuple[int, Tensor | None]]:
-        """Branches of a run, each with the pairs it owns (None for all of them)."""
-        if run.nearest == run.farthest:
-            return [(run.nearest, None)]
-        pairs = branch_of_pairs(self.problem.visibility, start, self.stop(start), run)
-        return [(b, (pairs == b)[:, None, None]) for b in range(run.nearest, run.farthest + 1)]
+    def by_head(self, rows: Tensor) -> Tensor:
+        """The inverse of `rows`: (batch, heads, block, …)."""
+        return rows.view(self.batch, self.heads, rows.shape[2] // self.groups, *rows.shape[3:])
 
     def grouped(self, rows: Tensor) -> Tensor:
         """View of a tile of scores as (batch, kv_heads, groups, query, key)."""
-        return rows.view(*rows.shape[:2], self.groups, -1, rows.shape[-1])
+        block = rows.shape[2] // self.groups
+        return rows.view(*rows.shape[:2], self.groups, block, rows.shape[-1])
+
+    def keys_of(self, branch: int, piece: Piece) -> slice:
+        """The piece's keys among those that were rotated for the branch."""
+        offset = self.spans[branch].start
+        return slice(piece.run.start - offset, piece.run.stop - offset)
+
+    def branches(self, piece: Piece) -> list[tuple[int, Tensor | None]]:
+        """Branches of a piece, each with the pairs it owns (None for all of them)."""
+        nearest, farthest = piece.run.nearest, piece.run.farthest
+        if nearest == farthest:
+            return [(nearest, None)]
+        pairs = branch_of_pairs(self.problem.visibility, piece)[:, None, None]
+        return [(branch, pairs == branch) for branch in range(nearest, farthest + 1)]
 
     def scores(
-        self, start: int, run: Run, owners: list[tuple[int, Tensor | None]]
+        self, piece: Piece, owners: list[tuple[int, Tensor | None]]
     ) -> tuple[Tensor, Tensor | None]:
         """Scores of a tile after cap and mask, and the cap's derivative if there is a cap."""
-        p = self.problem
-        scores = torch.empty(0)
-        for branch, pairs in owners:
-            dots = self.rows(self.queries_turned[branch], start) @ self.keys(branch, run).mT
-            if pairs is None or branch == run.nearest:
-                scores = dots
-            else:
-                torch.where(
-                    pairs, self.grouped(dots), self.grouped(scores), out=self.grouped(scores)
-                )
+        softcap = self.problem.softcap
+        scores = self._dots(owners[0][0], piece)
+        for branch, pairs in owners[1:]:
+            assert pairs is not None  # several branches share the tile
+            other, chosen = self.grouped(self._dots(branch, piece)), self.grouped(scores)
+            torch.where(pairs, other, chosen, out=chosen)
         slope = None
-        if p.softcap is not None:
-            bounded = torch.tanh(scores / p.softcap)
-            scores, slope = bounded * p.softcap, 1 - bounded.square()
-        if run.masked:
-            self._mask(scores, start, run)
+        if softcap is not None:
+            bounded = torch.tanh(scores / softcap)
+            scores, slope = bounded * softcap, 1 - bounded.square()
+        if piece.run.masked:
+            self._mask(scores, piece)
         return scores, slope
 
-    def _mask(self, scores: Tensor, start: int, run: Run) -> None:
-        visibility, stop = self.problem.visibility, self.stop(start)
+    def _dots(self, branch: int, piece: Piece) -> Tensor:
+        keys = self.keys_turned[branch][:, :, self.keys_of(branch, piece)]
+        return self.rows(self.queries_turned[branch], piece) @ keys.mT
+
+    def _mask(self, scores: Tensor, piece: Piece) -> None:
+        visibility, (start, stop, run) = self.problem.visibility, piece
         grouped = self.grouped(scores)
         if visibility.attention_mask is not None:
             mask = mask_rows(visibility.attention_mask, start, stop)[..., run.start : run.stop]
@@ -193,44 +189,49 @@ class _Blocks:
                 grouped.masked_fill_(~mask, -torch.inf)
             else:
                 grouped.add_(mask.to(scores.dtype))
-        hidden = hidden_pairs(visibility, start, stop, run)
-        grouped.masked_fill_(hidden[:, None, None], -torch.inf)
-
-    def sink_rows(self, start: int) -> Tensor | None:
-        """Sink logits as (1, kv_heads, groups · block, 1)."""
-        sinks = self.problem.sinks
-        if sinks is None:
-            return None
-        rows = sinks.to(self.problem.dtype).view(1, self.kv_heads, self.groups, 1)
-        return rows.repeat_interleave(self.stop(start) - start, dim=2)
+        grouped.masked_fill_(hidden_pairs(visibility, piece)[:, None, None], -torch.inf)
 
 
 class _Softmax:
-    """Running softmax of some rows: maximum, sum and weighted values of the keys seen so far."""
+    """Running softmax of all queries: maximum, sum and weighted values of the keys seen so far."""
 
-    def __init__(self, rows: Tensor, value_dim: int, sinks: Tensor | None) -> None:
-        shape = (*rows.shape[:-1], 1)
-        self.total = rows.new_zeros(shape) if sinks is None else rows.new_ones(shape)
-        self.maximum = rows.new_full(shape, -torch.inf) if sinks is None else sinks.expand(shape)
-        self.values = rows.new_zeros(*rows.shape[:-1], value_dim)
+    def __init__(self, problem: Problem) -> None:
+        batch, heads, queries, _ = problem.query.shape
+        options = {"dtype": problem.dtype, "device": problem.query.device}
+        self.maximum = torch.full((batch, heads, queries, 1), -torch.inf, **options)
+        self.total = torch.zeros((batch, heads, queries, 1), **options)
+        self.values = torch.zeros((batch, heads, queries, problem.value.shape[-1]), **options)
+        if problem.sinks is not None:
+            # A sink is a key that was seen before all others and has no value.
+            self.maximum.copy_(problem.sinks.to(problem.dtype)[:, None, None])
+            self.total.fill_(1.0)
 
-    def _raise_maximum(self, maximum: Tensor) -> Tensor:
+    def _raise_maximum(self, block: slice, maximum: Tensor) -> Tensor:
         """Raises the maximum and returns it, finite even where nothing has been seen."""
-        self.maximum, old = torch.maximum(self.maximum, maximum), self.maximum
-        finite = self.maximum.masked_fill(self.maximum == -torch.inf, 0.0)
+        old = self.maximum[:, :, block]
+        new = torch.maximum(old, maximum)
+        finite = new.masked_fill(new == -torch.inf, 0.0)
         keep = torch.exp(old - finite)
-        self.total, self.values = self.total * keep, self.values.mul_(keep)
+        self.maximum[:, :, block] = new
+        self.total[:, :, block] *= keep
+        self.values[:, :, block] *= keep
         return finite
 
-    def add_scores(self, scores: Tensor, value: Tensor) -> None:
-        weights = scores.sub_(self._raise_maximum(scores.amax(-1, keepdim=True))).exp_()
-        self.total += weights.sum(-1, keepdim=True)
-        self.values += weights @ value
+    def add_scores(self, walk: _Walk, piece: Piece, scores: Tensor) -> None:
+        """Adds a tile of scores, which are overwritten."""
+        block = slice(piece.start, piece.stop)
+        by_head = walk.by_head(scores)
+        by_head.sub_(self._raise_maximum(block, by_head.amax(-1, keepdim=True))).exp_()
+        self.total[:, :, block] += by_head.sum(-1, keepdim=True)
+        value = walk.value[:, :, piece.run.start : piece.run.stop]
+        self.values[:, :, block] += walk.by_head(scores @ value)
 
-    def add_attention(self, output: Tensor, logsumexp: Tensor) -> None:
-        weight = torch.exp(logsumexp - self._raise_maximum(logsumexp))
-        self.total += weight
-        self.values += output * weight
+    def add_attention(self, piece: Piece, output: Tensor, logsumexp: Tensor) -> None:
+        """Adds attention to other keys, by its output and logsumexp."""
+        block = slice(piece.start, piece.stop)
+        weight = torch.exp(logsumexp - self._raise_maximum(block, logsumexp))
+        self.total[:, :, block] += weight
+        self.values[:, :, block].addcmul_(output, weight)
 
     def finish(self) -> tuple[Tensor, Tensor]:
         # A row that sees no key has a total of 0: its output is 0 and its logsumexp −∞.
@@ -239,7 +240,7 @@ class _Softmax:
 
 
 def _fusable(problem: Problem) -> bool:
-    """Whether torch's fused CPU attention can take the runs of one branch without mask and cap."""
+    """Whether torch's fused CPU attention can take the uniform pieces."""
     same_dim = problem.query.shape[-1] == problem.value.shape[-1]
     return problem.query.device.type == "cpu" and problem.softcap is None and same_dim
 
@@ -249,89 +250,75 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
 
     The logsumexp counts the sink and stays float32, or float64 for float64 inputs.
     """
-    p, blocks = problem, _Blocks(problem)
-    fusable = _fusable(problem)
-    output = p.query.new_empty(*p.query.shape[:-1], p.value.shape[-1])
-    logsumexp = torch.empty(p.query.shape[:-1], dtype=p.dtype, device=p.query.device)
-    for index, start in enumerate(blocks.starts):
-        rows = blocks.rows(blocks.scaled, start)
-        softmax = _Softmax(rows, p.value.shape[-1], blocks.sink_rows(start))
-        for run in blocks.runs[index] if fusable else ():
-            if not run.masked and run.nearest == run.farthest:
-                softmax.add_attention(*_fused(blocks, start, run))
-        for run in blocks.tiles(index):
-            if fusable and not run.masked and run.nearest == run.farthest:
-                continue
-            scores, _ = blocks.scores(start, run, blocks.branches(start, run))
-            softmax.add_scores(scores, blocks.value[:, :, run.start : run.stop])
-        values, statistics = softmax.finish()
-        blocks.put_rows(output, start, values)
-        blocks.put_rows(logsumexp, start, statistics)
-    return output, logsumexp
+    walk, softmax, fusable = _Walk(problem), _Softmax(problem), _fusable(problem)
+    for piece in walk.pieces:
+        if fusable and piece.run.uniform:
+            softmax.add_attention(piece, *_fused(walk, piece))
+            continue
+        for tile in walk.tiles(piece):
+            softmax.add_scores(walk, tile, walk.scores(tile, walk.branches(tile))[0])
+    output, logsumexp = softmax.finish()
+    return output.to(problem.query.dtype), logsumexp
 
 
-def _fused(blocks: _Blocks, start: int, run: Run) -> tuple[Tensor, Tensor]:
-    """Attention of a run by torch's fused kernel, which also returns the logsumexp to merge by."""
+def _fused(walk: _Walk, piece: Piece) -> tuple[Tensor, Tensor]:
+    """Attention of a piece by torch's fused kernel, which also gives the logsumexp to merge by."""
+    branch, run = piece.run.nearest, piece.run
     output, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        blocks.rows(blocks.queries_turned[run.nearest], start),
-        blocks.keys(run.nearest, run),
-        blocks.value[:, :, run.start : run.stop],
+        walk.rows(walk.queries_turned[branch], piece),
+        walk.keys_turned[branch][:, :, walk.keys_of(branch, piece)],
+        walk.value[:, :, run.start : run.stop],
         scale=1.0,
     )
-    return output, logsumexp.unsqueeze(-1)
+    return walk.by_head(output.contiguous()), walk.by_head(logsumexp.contiguous()).unsqueeze(-1)
 
 
 def backward(
     problem: Problem, output: Tensor, logsumexp: Tensor, grad_output: Tensor, grad_lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value and sinks (empty without sinks), in their dtypes."""
-    p, blocks = problem, _Blocks(problem)
-    grad_queries = [torch.zeros_like(blocks.scaled) for _ in blocks.queries_turned]
-    grad_keys = [torch.zeros_like(keys) for keys in blocks.keys_turned]
-    grad_value = torch.zeros_like(blocks.value)
-    grad_sinks = torch.zeros(0 if p.sinks is None else blocks.heads, dtype=p.dtype)
-    grad_sinks = grad_sinks.to(p.query.device)
+    p, walk = problem, _Walk(problem)
+    grad_queries = [torch.zeros_like(walk.scaled) for _ in walk.queries_turned]
+    grad_keys = [torch.zeros_like(keys) for keys in walk.keys_turned]
+    grad_value = torch.zeros_like(walk.value)
+    grad_output = grad_output.to(p.dtype)
     # exp(s − lse) of a row that sees nothing must be 0, not NaN.
-    finite_lse = logsumexp.masked_fill(logsumexp == -torch.inf, 0.0)
-    delta = (output.to(p.dtype) * grad_output.to(p.dtype)).sum(-1) - grad_lse
-    for index, start in enumerate(blocks.starts):
-        lse, centre = (blocks.rows(x, start).unsqueeze(-1) for x in (finite_lse, delta))
-        grad_rows = blocks.rows(grad_output, start).to(p.dtype)
-        grad_turned = [torch.zeros_like(blocks.rows(g, start)) for g in grad_queries]
-        for run in blocks.tiles(index):
-            owners = blocks.branches(start, run)
-            scores, slope = blocks.scores(start, run, owners)
-            value = blocks.value[:, :, run.start : run.stop]
-            weights = scores.sub_(lse).exp_()
-            grad_value[:, :, run.start : run.stop] += weights.mT @ grad_rows
-            grad_scores = (grad_rows @ value.mT).sub_(centre).mul_(weights)
+    lse = logsumexp.masked_fill(logsumexp == -torch.inf, 0.0)
+    delta = (output.to(p.dtype) * grad_output).sum(-1) - grad_lse
+    for piece in walk.pieces:
+        for tile in walk.tiles(piece):
+            owners = walk.branches(tile)
+            scores, slope = walk.scores(tile, owners)
+            keys = slice(tile.run.start, tile.run.stop)
+            weights = scores.sub_(walk.rows(lse, tile).unsqueeze(-1)).exp_()
+            grad_rows = walk.rows(grad_output, tile)
+            grad_value[:, :, keys] += weights.mT @ grad_rows
+            grad_scores = grad_rows @ walk.value[:, :, keys].mT
+            grad_scores.sub_(walk.rows(delta, tile).unsqueeze(-1)).mul_(weights)
             if slope is not None:
                 grad_scores *= slope
             for branch, pairs in owners:
                 own = grad_scores
                 if pairs is not None:
-                    own = (blocks.grouped(grad_scores) * pairs).view_as(grad_scores)
-                grad_turned[branch] += own @ blocks.keys(branch, run)
-                offset = blocks.spans[branch].start
-                grad_keys[branch][:, :, run.start - offset : run.stop - offset] += (
-                    own.mT @ blocks.rows(blocks.queries_turned[branch], start)
-                )
-        for grad, rows in zip(grad_queries, grad_turned, strict=True):
-            blocks.put_rows(grad, start, rows)
-        sinks = blocks.sink_rows(start)
-        if sinks is not None:
-            grad_rows = -torch.exp(sinks - lse) * centre
-            grad_sinks += grad_rows.view(blocks.batch, blocks.heads, -1).sum((0, 2))
-    grad_query = torch.zeros_like(blocks.scaled)
+                    own = (walk.grouped(grad_scores) * pairs).view_as(grad_scores)
+                keys = walk.keys_of(branch, tile)
+                grad_rows = own @ walk.keys_turned[branch][:, :, keys]
+                grad_queries[branch][:, :, tile.start : tile.stop] += walk.by_head(grad_rows)
+                query_rows = walk.rows(walk.queries_turned[branch], tile)
+                grad_keys[branch][:, :, keys] += own.mT @ query_rows
+    grad_query = torch.zeros_like(walk.scaled)
     for grad, angles in zip(grad_queries, p.query_angles, strict=True):
         grad_query += p.turn(grad, angles, back=True)
     grad_key = torch.zeros_like(p.key, dtype=p.dtype)
-    for grad, angles, span in zip(grad_keys, p.key_angles, blocks.spans, strict=True):
+    for grad, angles, span in zip(grad_keys, p.key_angles, walk.spans, strict=True):
         grad_key[:, :, span] += p.turn(grad, angles[:, span], back=True)
-    grad_query = grad_query * blocks.query_scale()
+    grad_sinks = lse.new_empty(0)
+    if p.sinks is not None:
+        weights = torch.exp(p.sinks.to(p.dtype)[:, None] - lse)
+        grad_sinks = -(weights * delta).sum((0, 2)).to(p.sinks.dtype)
     return (
-        grad_query.to(p.query.dtype),
+        (grad_query * walk.query_scale()).to(p.query.dtype),
         grad_key.to(p.key.dtype),
         grad_value.to(p.value.dtype),
-        grad_sinks if p.sinks is None else grad_sinks.to(p.sinks.dtype),
+        grad_sinks,
     )

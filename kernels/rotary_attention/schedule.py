@@ -6,6 +6,9 @@ causal block has the runs far | straddling | near | diagonal, so that all branch
 attention plus a band as wide as the block: O(query · key) time as plain attention has, O(key)
 memory for the schedule.
 
+Large blocks run fast and small ones waste little, so the schedule goes from coarse to fine: what is
+uniform for a thousand queries is one piece, and only the rest is looked at again by fewer queries.
+
 Whether a key is hidden or which branch it takes is bounded by intervals: of each key, the least and
 the greatest distance to the block's queries, row by row of the batch, so that a row's left padding
 cancels. The bounds hold for positions in any order; sorted positions just make few runs of them.
@@ -63,6 +66,47 @@ class Run(NamedTuple):
     farthest: int
     masked: bool
 
+    @property
+    def uniform(self) -> bool:
+        """Whether all pairs are visible, unbiased and of one branch."""
+        return not self.masked and self.nearest == self.farthest
+
+
+class Piece(NamedTuple):
+    """Queries [start, stop) times a run of keys: one dot product of blocks, or one per branch."""
+
+    start: int
+    stop: int
+    run: Run
+
+
+def pieces(visibility: Visibility, sizes: tuple[int, ...]) -> list[Piece]:
+    """Pieces that together hold every visible pair exactly once.
+
+    Args:
+        visibility: what is seen.
+        sizes: numbers of queries in a block, descending; pieces that are not uniform have the last.
+    """
+    queries, keys = visibility.query_positions.shape[-1], visibility.key_positions.shape[-1]
+    return list(_pieces(visibility, (0, queries), (0, keys), sizes))
+
+
+def _pieces(
+    visibility: Visibility, queries: tuple[int, int], keys: tuple[int, int], sizes: tuple[int, ...]
+) -> Iterator[Piece]:
+    for start in range(*queries, sizes[0]):
+        stop = min(start + sizes[0], queries[1])
+        ragged: list[tuple[int, int]] = []
+        for run in key_runs(visibility, start, stop, keys):
+            if run.uniform or len(sizes) == 1:
+                yield Piece(start, stop, run)
+            elif ragged and ragged[-1][1] == run.start:
+                ragged[-1] = (ragged[-1][0], run.stop)
+            else:
+                ragged.append((run.start, run.stop))
+        for span in ragged:
+            yield from _pieces(visibility, (start, stop), span, sizes[1:])
+
 
 def mask_rows(mask: Tensor, start: int, stop: int) -> Tensor:
     """The rows of queries [start, stop) of a mask that may have one row for all queries."""
@@ -84,10 +128,20 @@ def _interval(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     return reduce(torch.minimum, least), reduce(torch.maximum, greatest)
 
 
-def key_runs(visibility: Visibility, start: int, stop: int) -> list[Run]:
-    """The runs of keys for queries [start, stop), hidden keys left out, in ascending order."""
+def key_runs(
+    visibility: Visibility, start: int, stop: int, among: tuple[int, int] | None = None
+) -> list[Run]:
+    """The runs of keys for queries [start, stop), hidden keys left out, in ascending order.
+
+    Args:
+        visibility: what is seen.
+        start: first query.
+        stop: one past the last query.
+        among: the keys [first, end) to look at; all of them if None.
+    """
     v = visibility
-    queries, keys = v.query_positions[:, start:stop], v.key_positions
+    first, end = (0, v.key_positions.shape[-1]) if among is None else among
+    queries, keys = v.query_positions[:, start:stop], v.key_positions[:, first:end]
     least, greatest = _interval(queries, keys)
     hidden = torch.zeros_like(least, dtype=torch.bool)
     masked = torch.zeros_like(hidden)
@@ -98,11 +152,11 @@ def key_runs(visibility: Visibility, start: int, stop: int) -> list[Run]:
         hidden |= (least >= v.sliding_window) | (greatest <= -v.sliding_window)
         masked |= (greatest >= v.sliding_window) | (least <= -v.sliding_window)
     if v.key_lengths is not None:
-        index = torch.arange(keys.shape[-1], device=keys.device)
+        index = torch.arange(first, end, device=keys.device)
         hidden |= index >= v.key_lengths.amax()
         masked |= index >= v.key_lengths.amin()
     if v.attention_mask is not None:
-        rows = mask_rows(v.attention_mask, start, stop)
+        rows = mask_rows(v.attention_mask, start, stop)[..., first:end]
         seen = rows if rows.dtype == torch.bool else rows != -torch.inf
         plain = rows if rows.dtype == torch.bool else rows == 0
         hidden |= ~seen.flatten(0, 2).any(0)
@@ -116,12 +170,11 @@ def key_runs(visibility: Visibility, start: int, stop: int) -> list[Run]:
             farthest += greatest >= edge
     branches = len(v.edges) + 1
     code = ((nearest * branches + farthest) * 2 + masked).masked_fill(hidden, -1)
-    return _merge(list(_decode(code, branches)))
+    return _merge(list(_decode(code, branches, first)))
 
 
-def _decode(code: Tensor, branches: int) -> Iterator[Run]:
+def _decode(code: Tensor, branches: int, start: int) -> Iterator[Run]:
     values, counts = torch.unique_consecutive(code, return_counts=True)
-    start = 0
     for value, count in zip(values.tolist(), counts.tolist(), strict=True):
         if value >= 0:
             nearest, farthest = divmod(value // 2, branches)
@@ -137,8 +190,9 @@ def _merge(runs: list[Run]) -> list[Run]:
     return [Run(runs[0].start, runs[-1].stop, nearest, farthest, masked=True)]
 
 
-def branch_of_pairs(visibility: Visibility, start: int, stop: int, run: Run) -> Tensor:
-    """Branch index of each pair, (1 | batch, query, key) of the block's queries and run's keys."""
+def branch_of_pairs(visibility: Visibility, piece: Piece) -> Tensor:
+    """Branch index of each pair, (1 | batch, query, key)."""
+    start, stop, run = piece
     queries = block_index(visibility.query_positions[:, start:stop], visibility.unit)
     keys = block_index(visibility.key_positions[:, run.start : run.stop], visibility.unit)
     distance = queries.unsqueeze(-1) - keys.unsqueeze(-2)
@@ -148,12 +202,12 @@ def branch_of_pairs(visibility: Visibility, start: int, stop: int, run: Run) -> 
     return branch
 
 
-def hidden_pairs(visibility: Visibility, start: int, stop: int, run: Run) -> Tensor:
+def hidden_pairs(visibility: Visibility, piece: Piece) -> Tensor:
     """Pairs that positions and key lengths hide, boolean (1 | batch, query, key).
 
     The attention mask is not among them, because it may differ by head.
     """
-    v = visibility
+    v, (start, stop, run) = visibility, piece
     queries = v.query_positions[:, start:stop].unsqueeze(-1)
     distance = queries - v.key_positions[:, run.start : run.stop].unsqueeze(-2)
     hidden = torch.zeros_like(distance, dtype=torch.bool)

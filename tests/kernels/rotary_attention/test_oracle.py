@@ -14,7 +14,7 @@ from ropewalk.kernels.rotary_attention import reference, rotary_attention, sched
 @pytest.fixture(params=["fused", "tiles"], autouse=True)
 def _paths(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small blocks, so that small inputs meet every kind of run; with fused pieces or not."""
-    monkeypatch.setattr(reference, "QUERY_BLOCK", 4)
+    monkeypatch.setattr(reference, "QUERY_BLOCKS", (9, 4, 2))
     monkeypatch.setattr(reference, "TILE_ELEMENTS", 64)
     monkeypatch.setattr(reference, "MINIMUM_TILE", 3)
     if request.param == "tiles":

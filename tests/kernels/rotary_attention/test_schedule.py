@@ -5,11 +5,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ropewalk.kernels.rotary_attention.schedule import (
+    Piece,
     Run,
     Visibility,
     branch_of_pairs,
     hidden_pairs,
     key_runs,
+    pieces,
 )
 
 
@@ -81,16 +83,24 @@ def test_runs_cover_what_is_visible(data):
             st.sampled_from([None, torch.randint(0, keys + 1, (batch,), generator=generator)])
         ),
     )
-    whole = Run(0, keys, 0, len(edges), masked=True)
-    branch, hidden = branch_of_pairs(v, 0, queries, whole), hidden_pairs(v, 0, queries, whole)
-    hidden = hidden.expand(batch, queries, keys)
-    branch = branch.expand(batch, queries, keys)
-    covered = torch.zeros(keys, dtype=torch.bool)
-    for run in key_runs(v, 0, queries):
-        span = slice(run.start, run.stop)
-        assert not covered[span].any()
-        covered[span] = True
-        seen = branch[..., span][~hidden[..., span]]
+    whole = Piece(0, queries, Run(0, keys, 0, len(edges), masked=True))
+    branch = branch_of_pairs(v, whole).expand(batch, queries, keys)
+    hidden = hidden_pairs(v, whole).expand(batch, queries, keys)
+    covered = torch.zeros(queries, keys, dtype=torch.bool)
+    for start, stop, run in pieces(v, draw(st.sampled_from([(4,), (9, 4, 2), (64, 1)]))):
+        block = (..., slice(start, stop), slice(run.start, run.stop))
+        assert not covered[block].any()
+        covered[block] = True
+        seen = branch[block][~hidden[block]]
         assert ((seen >= run.nearest) & (seen <= run.farthest)).all()
-        assert run.masked or not hidden[..., span].any()
-    assert hidden[..., ~covered].all()
+        assert run.masked or not hidden[block].any()
+    assert hidden[:, ~covered].all()
+
+
+def test_coarse_blocks_take_what_is_uniform():
+    sizes = (32, 8)
+    plan = pieces(visibility(128, 128, edges=(16,)), sizes)
+    uniform = [p for p in plan if p.run.uniform and p.stop - p.start == 32]
+    # Of the last 32 queries, all are far from the first 81 keys.
+    assert Piece(96, 128, Run(0, 81, 1, 1, masked=False)) in uniform
+    assert all(p.stop - p.start == 8 for p in plan if not p.run.uniform)
