@@ -1,9 +1,9 @@
 """Training text and held-out text of the bundled models: Python's standard-library source.
 
 The files are found through `sysconfig`, so nothing is downloaded. Which files are held out depends
-on nothing but their names: a file is held out when the SHA-256 of its path, relative to the library
-folder, ends in a byte below 38 (about one in seven). The split is thus the same on every machine and
-for every Python version, and a held-out file is never trained on, whatever its content.
+on nothing but their names: a file is held out when the SHA-256 of its path, relative to the
+library folder, ends in a byte below 38 (about one in seven). The split is thus the same on every
+machine and for every Python version, and a held-out file is never trained on, whatever its content.
 """
 
 import hashlib

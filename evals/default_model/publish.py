@@ -1,9 +1,10 @@
-"""Turns a trained model into a folder that transformers loads: bf16 weights, config, tokenizer, card."""
+"""Turns a trained model into a folder that transformers loads: weights in bf16, tokenizer, card."""
 
 import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from ropewalk.evals.default_model import architecture
@@ -46,8 +47,6 @@ def publish(
 
 def load_weights(model: nn.Module, checkpoint: Path) -> nn.Module:
     """Puts the weights of a training checkpoint into `model` and returns it."""
-    from safetensors.torch import load_file
-
     prefix = "model."
     tensors = {
         name.removeprefix(prefix): value

@@ -6,6 +6,7 @@ that a killed run continues where its last checkpoint stands. Checkpoints are sa
 """
 
 import json
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -22,6 +24,7 @@ from ropewalk.evals.default_model import architecture, mixture
 from ropewalk.evals.default_model.corpus import TrainingText, standard_library_files
 from ropewalk.evals.default_model.recipe import Recipe
 
+CHECKPOINT = "checkpoint.safetensors"
 GRADIENT_NORM = 1.0
 VALIDATION_WINDOWS = 64
 
@@ -126,21 +129,22 @@ def save_checkpoint(
         for parameter, entries in optimiser.state_dict()["state"].items():
             for name, value in entries.items():
                 tensors[f"optimiser.{number}.{parameter}.{name}"] = torch.as_tensor(value).clone()
-    temporary = folder / "checkpoint.safetensors.partial"
+    temporary = folder / f"{CHECKPOINT}.partial"
     save_file(tensors, temporary, metadata={"state": json.dumps(state)})
-    temporary.replace(folder / "checkpoint.safetensors")
+    temporary.replace(folder / CHECKPOINT)
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The `state` of the checkpoint in `folder`: recipe, step, history, seconds, versions."""
+    with safe_open(folder / CHECKPOINT, framework="pt") as opened:
+        return json.loads(opened.metadata()["state"])
 
 
 def load_checkpoint(
     folder: Path, model: nn.Module, optimisers: list[torch.optim.Optimizer]
 ) -> dict[str, Any]:
     """Restores what `save_checkpoint` wrote and returns its `state`."""
-    from safetensors import safe_open
-
-    path = folder / "checkpoint.safetensors"
-    tensors = load_file(path)
-    with safe_open(path, framework="pt") as opened:
-        state = json.loads(opened.metadata()["state"])
+    tensors = load_file(folder / CHECKPOINT)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[f"model.{name}"])
@@ -151,7 +155,7 @@ def load_checkpoint(
                 _, _, parameter, name = key.split(".", 3)
                 entries.setdefault(int(parameter), {})[name] = value
         optimiser.load_state_dict(optimiser.state_dict() | {"state": entries})
-    return state
+    return read_state(folder)
 
 
 def train(
@@ -197,7 +201,8 @@ def train(
     steppers = optimisers(model, recipe)
     described = json.loads(json.dumps(asdict(recipe)))
     state: dict[str, Any] = {"recipe": described, "step": 0, "history": [], "seconds": 0.0}
-    if (folder / "checkpoint.safetensors").exists():
+    state["python"] = f"Python {platform.python_version()}, torch {torch.__version__}"
+    if (folder / CHECKPOINT).exists():
         state = load_checkpoint(folder, model, steppers)
         if state["recipe"] != described:
             raise ValueError(
