@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from ropewalk.kernels.autocast import cast_inputs
 from ropewalk.kernels.rotary import rotate
 from ropewalk.kernels.rotary_attention import validation
 from ropewalk.kernels.rotary_attention.op import rotary_attention_op
@@ -61,7 +62,8 @@ def rotary_attention(
     lengths; a pair costs one dot product, whatever the number of branches, except near an edge.
 
     Args:
-        query: unrotated; float32, bfloat16, float16 or float64 (then all is float64).
+        query: unrotated; float32, bfloat16, float16 or float64 (then all is float64). Under
+            `torch.autocast` query, key and value are first cast to its dtype.
         key: unrotated, `heads` a multiple of `kv_heads`.
         value: of the key's length; `value_dim` may differ from `head_dim`.
         rotary: frequencies and layout. None: tensors are already positioned; plain rule only.
@@ -92,6 +94,7 @@ def rotary_attention(
         ValueError: sizes, devices, windows or options that do not fit, or an impossible backend.
         TypeError: a dtype or an object of the wrong kind.
     """
+    query, key, value = cast_inputs(query, key, value)
     validation.check_tensors(query, key, value)
     validation.check_rule(distance, causal=causal)
     validation.check_rotary(rotary, query.shape[-1], len(distance.branches))

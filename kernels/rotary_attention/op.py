@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ropewalk.kernels.autocast import suspended
 from ropewalk.kernels.rotary_attention import reference
 from ropewalk.kernels.rotary_attention.protocols import Layout
 from ropewalk.kernels.rotary_attention.schedule import Visibility
@@ -88,13 +89,13 @@ def rotary_attention_op(
     softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Output and logsumexp; see `reference.Problem` for the arguments."""
-    return reference.forward(
-        _problem(
-            query, key, value, inverse_frequencies, attention_factor, query_angles, key_angles,
-            query_positions, key_positions, query_factor, sinks, key_lengths, attention_mask,
-            edges, unit, layout, causal, scale, sliding_window, softcap,
-        )
+    problem = _problem(
+        query, key, value, inverse_frequencies, attention_factor, query_angles, key_angles,
+        query_positions, key_positions, query_factor, sinks, key_lengths, attention_mask,
+        edges, unit, layout, causal, scale, sliding_window, softcap,
     )  # fmt: skip
+    with suspended(query):
+        return reference.forward(problem)
 
 
 @rotary_attention_op.register_fake
@@ -139,7 +140,8 @@ def rotary_attention_backward_op(
         query_positions, key_positions, query_factor, sinks, key_lengths, attention_mask,
         edges, unit, layout, causal, scale, sliding_window, softcap,
     )  # fmt: skip
-    return reference.backward(problem, output, logsumexp, grad_output, grad_logsumexp)
+    with suspended(query):
+        return reference.backward(problem, output, logsumexp, grad_output, grad_logsumexp)
 
 
 @rotary_attention_backward_op.register_fake

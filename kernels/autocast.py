@@ -1,0 +1,28 @@
+"""What an op does under `torch.autocast`: it takes tensors in autocast's dtype, as torch's own does.
+
+Autocast leaves mixed dtypes behind (a normalised query is float32, a projected value bfloat16), and
+it reaches into an opaque operator's own products, whose float32 is meant. So an op's public function
+casts its tensors with `cast_inputs`, and its operator runs under `suspended`.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+
+def cast_inputs(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in autocast's dtype where it is on for their device; float64 stays, as in torch."""
+    kind = tensors[0].device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return tensors
+    dtype = torch.get_autocast_dtype(kind)
+    return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
+
+
+def suspended(tensor: Tensor) -> AbstractContextManager[object]:
+    """A context in which autocast is off for the device of `tensor`."""
+    kind = tensor.device.type
+    if not torch.amp.is_autocast_available(kind):
+        return nullcontext()
+    return torch.autocast(kind, enabled=False)
