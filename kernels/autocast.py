@@ -1,8 +1,8 @@
-"""What an op does under `torch.autocast`: it takes tensors in autocast's dtype, as torch's own does.
+"""What an op does under `torch.autocast`: it takes tensors in autocast's dtype, as torch's own do.
 
 Autocast leaves mixed dtypes behind (a normalised query is float32, a projected value bfloat16), and
-it reaches into an opaque operator's own products, whose float32 is meant. So an op's public function
-casts its tensors with `cast_inputs`, and its operator runs under `suspended`.
+it reaches into an opaque operator's own products, whose float32 is meant. So an op's public
+function casts its tensors with `cast_inputs`, and its operator runs under `suspended`.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def cast_inputs(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in autocast's dtype where it is on for their device; float64 stays, as in torch."""
+    """The tensors in autocast's dtype where it is on for their device; float64 stays as it is."""
     kind = tensors[0].device.type
     if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return tensors
