@@ -1,0 +1,21 @@
+"""Long-context evaluation of RoPE variants.
+
+From Python, with the names that the command line has as options:
+
+    from ropewalk.evals.report import write_report
+    from ropewalk.evals.request import Request
+    from ropewalk.evals.runner import evaluate
+
+    request = Request(out=Path("runs/x"), model="default", variants=("rope", "rerope"))
+    evaluate(request)                       # continues a run that was stopped
+    summary, files = write_report(request.out)
+
+    cli.py, commands.py   the command `ropewalk`
+    request.py            what is asked for; plan.py: the work that follows from it
+    runner.py             carries it out; run_file.py keeps the results, atomically
+    tasks/                perplexity, passkey: their samples and scores
+    report/               table, pictures, page
+    default_model/        the bundled models, their text and how they were made
+
+Nothing is imported here, so that the command line answers at once.
+"""

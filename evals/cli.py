@@ -191,13 +191,19 @@ def export(
 def train_default(
     out: Annotated[Path, typer.Option(help="Folder of the checkpoint; a stopped run continues.")],
     recipe: Annotated[str, typer.Option(help="Which bundled model to train.")] = "plain",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="A third faster; needs a C++ compiler.")
+    ] = False,
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="A third faster; needs a C++ compiler.")
+    ] = False,
     threads: Threads = None,
 ) -> None:
     """Trains a bundled model again, from Python's standard-library source."""
     from ropewalk.evals.commands import train_model
 
     _set_threads(threads)
-    train_model(recipe, out)
+    train_model(recipe, out, compiled=compiled)
 
 
 def _numbers(name: str, written: str, kind: type[Number]) -> tuple[Number, ...]:

@@ -1,7 +1,7 @@
 """What the sub-commands do, apart from reading the command line (see `cli`)."""
 
+import warnings
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.columns import Columns
@@ -29,8 +29,10 @@ def report_run(folder: Path) -> None:
     console = _console()
     console.print(f"{summary.model}, trained at {summary.trained_length} tokens", style="bold")
     console.print(Columns(terminal_tables(summary), padding=(0, 4)))
-    console.print(conclusion(summary), highlight=False)
-    console.print("written: " + ", ".join(map(str, written)), style="dim", highlight=False)
+    console.print(conclusion(summary), highlight=False, soft_wrap=True)
+    console.print(
+        "written: " + ", ".join(map(str, written)), style="dim", highlight=False, soft_wrap=True
+    )
 
 
 def list_variants() -> None:
@@ -84,7 +86,7 @@ def export_model(
     if out.exists():
         raise InputError(f"output {str(out)!r} exists already; choose another --out")
     check_out(out)
-    from ropewalk.evals.models import choose_device, choose_dtype, open_model
+    from ropewalk.evals.models import choose_device, choose_dtype, open_model, quiet_transformers
     from ropewalk.llm import export
 
     device = choose_device("cpu")
@@ -93,35 +95,37 @@ def export_model(
     try:
         resolved = variant.over(source.native).resolve(source.trained_length)
         model = source.load(dtype=chosen, device=device)
-        with resolved.plug(model):
-            export(model, out)
+        with resolved.plug(model), quiet_transformers(), warnings.catch_warnings():
+            # What the warnings say stands in the report's notes, which are printed below.
+            warnings.simplefilter("ignore")
+            report = export(model, out, tokenizer=source.tokenizer)
     except (ValueError, TypeError, OSError) as error:
         raise InputError(one_line(error)) from error
-    source.tokenizer.save_pretrained(out)
-    _console().print(f"written: {out}", highlight=False)
+    console = _console()
+    console.print(f"written: {out}", highlight=False)
+    for note in report.notes:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
 
 
-def train_model(recipe_name: str, out: Path) -> None:
+def train_model(recipe_name: str, out: Path, *, compiled: bool = False) -> None:
     """Trains a bundled model, continuing from the checkpoint in `out` if there is one.
 
     Raises:
         InputError: there is no such recipe, or `out` cannot be written or holds another training.
     """
     from ropewalk.evals.default_model.recipe import RECIPES
-    from ropewalk.evals.default_model.train import train
-    from ropewalk.llm.variants import nearest, parse_variant
+    from ropewalk.llm.variants import nearest
 
     if recipe_name not in RECIPES:
         raise InputError(f"unknown recipe {recipe_name!r}{nearest(recipe_name, RECIPES)}")
     check_out(out)
-
-    def plug_variant(model: Any, text: str) -> Any:
-        return parse_variant(text).plug(model)
+    from ropewalk.evals.default_model.command import train_and_publish
 
     try:
-        train(RECIPES[recipe_name], out, plug_variant=plug_variant)
+        folder = train_and_publish(RECIPES[recipe_name], out, _console(), compiled=compiled)
     except (ValueError, OSError) as error:
         raise InputError(one_line(error)) from error
+    _console().print(f"written: {folder}", highlight=False)
 
 
 def _console() -> Console:

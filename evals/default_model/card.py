@@ -14,15 +14,21 @@ MEANINGS = {
 }
 
 
-def model_card(recipe: Recipe, state: Mapping[str, Any], *, parameters: int) -> str:
-    """Markdown, with the last validation of the training run.
+def model_card(
+    recipe: Recipe,
+    state: Mapping[str, Any],
+    measured: Mapping[str, float],
+    *,
+    parameters: int,
+) -> str:
+    """The card, Markdown.
 
     Args:
         recipe: what was trained.
-        state: the checkpoint's state, with `history` and `python`.
+        state: the checkpoint's state; `python` names the versions.
+        measured: validation of the finished model, run as it is meant to be; see `train.validate`.
         parameters: number of weights.
     """
-    last = state["history"][-1]
     trained_under = (
         f"`{recipe.variant}` plugged in while training" if recipe.variant else "plain RoPE"
     )
@@ -55,8 +61,8 @@ roughly.
 - Trained under: {trained_under}.
 - To be run with: {run_with}.
 - Tokenizer: ByT5's bytes (arXiv 2105.13626); a token is a byte, so lengths are bytes.
-- At the end of training: {last["bits_per_byte"]:.3f} bits per byte on the last 256 of 512 bytes of
-  held-out library files, passkey {last["passkey"]:.0%} within 512 bytes.
+- Run so, {measured["bits_per_byte"]:.3f} bits per byte on the last 256 of 512 bytes of held-out
+  library files, and passkey {measured["passkey"]:.0%} within 512 bytes.
 
 ## How it was made
 

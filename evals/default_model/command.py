@@ -13,13 +13,21 @@ from rich.progress import (
 )
 from torch import nn
 
+from ropewalk.evals.default_model import architecture
 from ropewalk.evals.default_model.card import model_card
-from ropewalk.evals.default_model.publish import publish
+from ropewalk.evals.default_model.publish import load_weights, publish
 from ropewalk.evals.default_model.recipe import Recipe
-from ropewalk.evals.default_model.train import CHECKPOINT, read_state, train
+from ropewalk.evals.default_model.train import (
+    CHECKPOINT,
+    held_out_windows,
+    read_state,
+    train,
+    validate,
+)
 from ropewalk.llm.variants import parse_variant
 
 MODEL_FOLDER = "model"
+MEASURED_PROMPTS = 100
 
 
 def _plug(model: nn.Module, variant: str) -> None:
@@ -58,7 +66,7 @@ def train_and_publish(
         task = progress.add_task(
             "train", total=recipe.steps, completed=begun, name=recipe.name, loss=float("nan")
         )
-        model = train(
+        train(
             recipe,
             folder,
             plug_variant=_plug,
@@ -66,7 +74,21 @@ def train_and_publish(
             on_step=lambda step, loss: progress.update(task, completed=step, loss=loss),
             log=progress.console.print,
         )
+    return publish_checkpoint(recipe, folder, folder / MODEL_FOLDER)
+
+
+def publish_checkpoint(recipe: Recipe, checkpoint_folder: Path, folder: Path) -> Path:
+    """Measures the trained model as it is meant to be run, and writes the model folder.
+
+    Args:
+        recipe: what was trained.
+        checkpoint_folder: holds the finished checkpoint.
+        folder: written to.
+    """
+    model = load_weights(architecture.untrained(recipe.seed), checkpoint_folder / CHECKPOINT)
+    with parse_variant(recipe.native_variant).plug(model):
+        measured = validate(model, held_out_windows(), prompts=MEASURED_PROMPTS)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    card = model_card(recipe, read_state(folder), parameters=parameters)
+    card = model_card(recipe, read_state(checkpoint_folder), measured, parameters=parameters)
     native = recipe.native_variant if recipe.variant else None
-    return publish(model, folder / MODEL_FOLDER, card=card, native_variant=native)
+    return publish(model, folder, card=card, native_variant=native)

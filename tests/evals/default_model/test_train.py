@@ -114,3 +114,37 @@ def test_the_bundled_models_are_small_and_described() -> None:
     for folder in models.values():
         assert (folder / "model.safetensors").stat().st_size <= 12_000_000
         assert "bits per byte" in (folder / "README.md").read_text()
+
+
+def test_the_command_trains_and_writes_a_model_that_names_its_native_variant(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ropewalk.evals import cli
+    from ropewalk.evals.default_model import recipe
+
+    small = dataclasses.replace(
+        recipe.INVERSE_LEAKY, steps=2, warmup=1, tokens_per_step=512, phases=(TINY.phases[-1],)
+    )
+    monkeypatch.setitem(recipe.RECIPES, "inverse_leaky", small)
+    command = ["train-default", "--recipe", "inverse_leaky", "--out", str(tmp_path / "run")]
+    for _ in range(2):  # the second call finds everything done
+        assert cli.run(command) == 0
+    folder = tmp_path / "run" / "model"
+    assert str(folder.name) in capsys.readouterr().out
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    assert loaded.config.ropewalk == {"variant": small.native_variant}
+    card = (folder / "README.md").read_text()
+    assert small.variant in card
+    assert "bits per byte" in card
+
+
+def test_the_command_refuses_an_unknown_recipe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ropewalk.evals import cli
+
+    assert cli.run(["train-default", "--recipe", "plane", "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "did you mean 'plain'" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
