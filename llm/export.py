@@ -33,7 +33,7 @@ from transformers import PreTrainedModel
 from ropewalk.blocks.rotary import FrequencyRule, LogN
 from ropewalk.kernels.rotary_attention.protocols import DistanceRule
 from ropewalk.llm.frequencies import extended_slots
-from ropewalk.llm.model_config import text_config, trained_length
+from ropewalk.llm.model_config import entry_of, text_config, trained_length
 from ropewalk.llm.native_rotary import rotary_slots
 from ropewalk.llm.plug import plug_of
 from ropewalk.llm.refusals import is_plugged
@@ -105,7 +105,7 @@ def export(
         (slot, *_) = extended_slots(rotary_slots(model))
         # Plugging wrote the rule into the model's configuration.
         parameters = copy.deepcopy(parameters)
-        entry = parameters.get(slot.layer_type, parameters)
+        entry = entry_of(parameters, slot.layer_type)
         _complete(entry)
         changes = _config_changes(parameters, entry, frequency, length)
         if hasattr(config, "original_max_position_embeddings"):

@@ -69,10 +69,13 @@ def text_config(model: nn.Module) -> PreTrainedConfig:
 
 def rope_parameters_of(config: PreTrainedConfig, layer_type: str | None) -> dict[str, Any]:
     """The `rope_parameters` that a layer type runs with; empty if there are none."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    if layer_type is not None and isinstance(parameters.get(layer_type), dict):
-        return parameters[layer_type]
-    return parameters
+    return entry_of(getattr(config, "rope_parameters", None) or {}, layer_type)
+
+
+def entry_of(parameters: dict[str, Any], layer_type: str | None) -> dict[str, Any]:
+    """One layer type's entry of `rope_parameters`, which are flat in models with one rotation."""
+    nested = parameters.get(layer_type) if layer_type is not None else None
+    return nested if isinstance(nested, dict) else parameters
 
 
 def trained_length(model: nn.Module) -> int:

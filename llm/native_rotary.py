@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from ropewalk.blocks.rotary import FrequencyRule, from_rope_parameters
-from ropewalk.llm.model_config import rope_parameters_of
+from ropewalk.llm.model_config import rope_parameters_of, text_config
 
 _BUFFER = "inv_freq"
 
@@ -59,8 +59,18 @@ class RotarySlot:
 
 
 def rotary_slots(model: nn.Module) -> list[RotarySlot]:
-    """Every rotation in the model, in the order of its modules."""
-    return list(_slots(model))
+    """Every rotation of the model's text decoder, in the order of its modules.
+
+    The rotations of a vision or audio tower, which have a configuration of their own or none, are
+    left out: their positions are no text positions.
+    """
+    config = text_config(model)
+    alone = config is model.config
+    return [
+        slot
+        for slot in _slots(model)
+        if isinstance(getattr(slot.module, "config", None), type(config)) or alone
+    ]
 
 
 def _slots(model: nn.Module) -> Iterator[RotarySlot]:

@@ -35,7 +35,13 @@ from ropewalk.llm.frequencies import (
     write_rope_parameters,
 )
 from ropewalk.llm.journal import MARK, Journal
-from ropewalk.llm.model_config import ConfigCopies, rope_parameters_of, text_config, trained_length
+from ropewalk.llm.model_config import (
+    ConfigCopies,
+    entry_of,
+    rope_parameters_of,
+    text_config,
+    trained_length,
+)
 from ropewalk.llm.native_rotary import RotarySlot, native_rule
 from ropewalk.llm.probe import LayerRotation, probe
 from ropewalk.llm.refusals import is_plugged, refuse_model, refuse_rules
@@ -177,7 +183,7 @@ def _plug(handle: PlugHandle, slots: list[RotarySlot]) -> None:
     journal.set(model, MARK, handle)
     if frequency is not None:
         native = rope_parameters_of(config, extended[0].layer_type)
-        put_logit_scale(journal, model, native, written.get(extended[0].layer_type, written))
+        put_logit_scale(journal, model, native, entry_of(written, extended[0].layer_type))
     if rotations:
         _move_rotation(journal, model, rotations, formats)
         journal.set(config, "_attn_implementation_internal", attention_interface.NAME)

@@ -37,6 +37,8 @@ PROBE_NAME = "ropewalk_probe"
 # Positions far from 0, where slow planes have turned too, so that two frequency sets differ.
 POSITIONS = range(100, 105)
 
+INSTEAD = "only frequency rules that do not depend on the length can be plugged into it"
+
 Mode = Literal["unit", "native", "poison"]
 
 
@@ -160,14 +162,12 @@ def probe(model: nn.Module, slots: list[RotarySlot]) -> ProbeResult:
     if not native:
         raise ValueError(
             f"{type(model).__name__} never calls transformers' attention interface, so its "
-            "attention cannot be replaced; only frequency rules that do not depend on the length "
-            "can be plugged into it"
+            f"attention cannot be replaced; {INSTEAD}"
         )
     if poisoned:
         raise ValueError(
             f"{type(model).__name__} uses its rotary position in layers that never reach "
-            "transformers' attention interface, so their attention cannot be replaced; only "
-            "frequency rules that do not depend on the length can be plugged into it"
+            f"transformers' attention interface, so their attention cannot be replaced; {INSTEAD}"
         )
     result = ProbeResult(formats={path: spy.formats for path, spy in spies.items() if spy.formats})
     now = [slot.of(after[slot.path].native) for slot in slots if slot.path in result.formats]
@@ -199,10 +199,15 @@ def _run(
         try:
             with torch.no_grad():
                 output = model(input_ids=ids[None], position_ids=positions, use_cache=False)
-        except TypeError as error:
+        except ValueError:
+            raise
+        except Exception as error:
+            # Whatever it is (a mask used by other code, an argument that does not exist), it would
+            # come up again with every use of the plugged model.
             raise ValueError(
-                f"{type(model).__name__} could not be run as model(input_ids, position_ids, "
-                f"use_cache=False), by which its attention is examined: {error}"
+                f"{type(model).__name__} cannot be run as model(input_ids, position_ids, "
+                "use_cache=False) with transformers' attention interface, by which its attention "
+                f"would be replaced: {error}; {INSTEAD}"
             ) from error
         finally:
             _recording.reset(token)

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+import transformers
 from transformers import AutoModelForCausalLM
 
 from ropewalk.blocks.rotary import (
@@ -129,6 +130,27 @@ def test_a_replaced_scaling_keeps_the_trained_length(make_model, tmp_path):
         assert trained_length(model) == 16
         path = export(model, tmp_path / "out").path
     assert stored(path)["max_position_embeddings"] == 128
+
+
+def test_a_multimodal_checkpoint_has_the_rule_in_its_text_config(make_model, tokens, tmp_path):
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    config = transformers.Gemma3Config(
+        text_config=make_model("gemma3").config, vision_config=vision, mm_tokens_per_image=1
+    )
+    model = transformers.Gemma3ForConditionalGeneration(config).eval()
+    with plug(model, frequency=NTKAware(factor=4.0)):
+        expected = logits(model, tokens)
+        path = export(model, tmp_path / "out").path
+    assert stored(path)["text_config"]["max_position_embeddings"] == 256
+    reloaded = transformers.Gemma3ForConditionalGeneration.from_pretrained(path).eval()
+    torch.testing.assert_close(logits(reloaded, tokens), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_distance_rule_is_noted_and_warned_about(make_model, tokens, tmp_path):

@@ -6,6 +6,7 @@ import weakref
 
 import pytest
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from ropewalk.blocks.rotary import (
@@ -253,6 +254,32 @@ def test_gemma3_extends_only_the_layers_with_full_attention(make_model):
         assert model.config.rope_parameters["sliding_attention"]["rope_theta"] == 10000.0
 
 
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+
+
+def test_only_the_text_decoder_of_a_multimodal_model_is_plugged(make_model, tokens, rules):
+    text = make_model().config
+    vision = transformers.PixtralVisionConfig(**VISION)
+    model = transformers.LlavaForConditionalGeneration(
+        transformers.LlavaConfig(text_config=text, vision_config=vision)
+    ).eval()
+    tower = model.model.vision_tower
+    frequencies = tower.patch_positional_embedding.inv_freq
+    expected, implementation = logits(model, tokens), tower.config._attn_implementation
+    with plug(model, **rules):
+        assert tower.patch_positional_embedding.inv_freq is frequencies
+        assert tower.config._attn_implementation == implementation
+        assert not torch.equal(logits(model, tokens), expected)
+    assert torch.equal(logits(model, tokens), expected)
+
+
 def test_trained_length(make_model):
     assert trained_length(make_model()) == 64
     assert trained_length(make_model("llama3-scaled")) == 16
@@ -282,9 +309,7 @@ def test_right_padding_between_calls_is_counted_out(make_model, tokens):
     positions = mask[:, :21].sum(-1, keepdim=True)
     with plug(model, distance=ReRoPE(window=4), log_n_length=6):
         past = model(padded, attention_mask=mask[:, :21]).past_key_values
-        got = logits(
-            model, step, attention_mask=mask, position_ids=positions, past_key_values=past
-        )
+        got = logits(model, step, attention_mask=mask, position_ids=positions, past_key_values=past)
         alone = logits(model, torch.cat((tokens[:1, :15], step[:1]), dim=1))[:, -1:]
         full = logits(model, torch.cat((tokens[1:], step[1:]), dim=1))[:, -1:]
     torch.testing.assert_close(got, torch.cat((alone, full)), atol=1e-5, rtol=1e-5)

@@ -220,3 +220,16 @@ def test_what_only_shows_when_it_runs(make_model, tokens):
             layer.self_attn.attention_dropout = 0.1
         with pytest.raises(ValueError, match="dropout"):
             model(tokens)
+
+
+def test_other_code_that_uses_the_mask():
+    config = transformers.FalconConfig(**SIZES, alibi=False)
+    model = transformers.FalconForCausalLM(config).eval()
+    refused(model, "would be replaced: .*; only frequency rules")
+    with plug(model, frequency=NTKAware(factor=4.0)):
+        assert is_plugged(model)
+
+
+def test_positions_that_do_not_reach_the_attention():
+    config = transformers.PersimmonConfig(**SIZES, intermediate_size=32)
+    refused(transformers.PersimmonForCausalLM(config).eval(), "does not hand position_ids")
