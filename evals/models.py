@@ -61,7 +61,7 @@ class ModelSource:
         """
         from transformers import AutoModelForCausalLM
 
-        with _quiet_transformers():
+        with quiet_transformers():
             try:
                 model = AutoModelForCausalLM.from_pretrained(
                     self.location,
@@ -104,7 +104,7 @@ def open_model(name: str, *, trust_remote_code: bool = False) -> ModelSource:
                 "read because loading them can run code, convert them first"
             )
     location = str(folder) if local else name
-    with _quiet_transformers():
+    with quiet_transformers():
         try:
             config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code)
             tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code)
@@ -190,7 +190,7 @@ def _hub_fingerprint(config: Any) -> str:
 
 
 @contextmanager
-def _quiet_transformers() -> "Iterator[None]":
+def quiet_transformers() -> "Iterator[None]":
     """Keeps transformers' own progress bars and notes out of the terminal."""
     from transformers.utils import logging
 

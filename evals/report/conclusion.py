@@ -16,7 +16,8 @@ def conclusion(summary: Summary) -> str:
     parts = [part for part in (_loss_part(summary), _passkey_part(summary)) if part]
     if not parts:
         return "This run has no results yet."
-    return "; ".join(parts) + "."
+    text = "; ".join(parts) + "."
+    return text[0].upper() + text[1:]
 
 
 def _loss_part(summary: Summary) -> str:
@@ -40,17 +41,17 @@ def _loss_part(summary: Summary) -> str:
     def course(variant: str) -> str:
         start, end = values.get((variant, first)), values[variant, longest]
         if start is None or first == longest:
-            return f"{end:.3f} bits per byte at {longest} tokens"
+            return f"is {end:.3f} bits per byte at {longest} tokens"
         change = end / start - 1
-        verb = "falls" if change < -NOTICEABLE else "rises" if change > NOTICEABLE else "stays"
+        if abs(change) <= NOTICEABLE:
+            return f"stays at {end:.3f} bits per byte from {first} to {longest} tokens"
+        verb = "falls" if change < 0 else "rises"
         return f"{verb} from {start:.3f} bits per byte at {first} tokens to {end:.3f} at {longest}"
 
-    said = [f"the loss of {baseline} {course(baseline)}"] if baseline in ranked else []
-    if best != baseline:
-        lead = "that of" if said else "the loss of"
-        said.append(f"{lead} {best}, the lowest of {len(ranked)}, {course(best)}")
-    text = ", ".join(said) if said else ""
-    return text[:1].upper() + text[1:]
+    rank = f", the lowest of {len(ranked)}," if len(ranked) > 1 else ""
+    if best == baseline or baseline not in ranked:
+        return f"The loss of {best}{rank} {course(best)}"
+    return f"The loss of {baseline} {course(baseline)}, that of {best}{rank} {course(best)}"
 
 
 def _passkey_part(summary: Summary) -> str:

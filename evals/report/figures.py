@@ -35,7 +35,10 @@ def perplexity_picture(summary: Summary, *, dark: bool = False) -> bytes:
         if isfinite(loss.bits_per_byte.value)
     }
     lowest = min(values.values(), default=1.0)
-    top = min(max(values.values(), default=2.0) * 1.03, lowest * CUT_OFF)
+    top = min(max(values.values(), default=2.0), lowest * CUT_OFF)
+    # Where every variant starts from stays in the picture, however far apart they end.
+    start = values.get((summary.variants[0], summary.lengths[0]), top)
+    top = 1.03 * max(top, start)
     bottom = lowest - 0.04 * (top - lowest) - 1e-3
     ends: list[tuple[str, float]] = []
     for variant in summary.variants:
@@ -66,21 +69,16 @@ def perplexity_picture(summary: Summary, *, dark: bool = False) -> bytes:
             )
         ends.append((variant, curve[-1]))
     axes.set_xscale("log", base=2)
-    axes.set_xticks(summary.lengths, [f"{length}" for length in summary.lengths])
+    axes.set_xticks(
+        summary.lengths,
+        [f"{n}\ntrained" if n == summary.trained_length else f"{n}" for n in summary.lengths],
+    )
     axes.minorticks_off()
     axes.set_ylim(bottom, top)
     first, last = summary.lengths[0], summary.lengths[-1]
     axes.set_xlim(first / 1.08, last * (1.04 if last > first else 1.5))
     if first <= summary.trained_length <= last:
         axes.axvline(summary.trained_length, color=chosen.quiet, linewidth=1, linestyle=":")
-        axes.annotate(
-            " trained length",
-            (summary.trained_length, 0.985),
-            xycoords=("data", "axes fraction"),
-            color=chosen.quiet,
-            fontsize=8,
-            va="top",
-        )
     axes.grid(axis="y", color=chosen.quiet, alpha=0.25, linewidth=0.6)
     scored = summary.configuration["tasks"]["perplexity"]["score_tokens"]
     axes.set_xlabel("context length (tokens)", color=chosen.text)

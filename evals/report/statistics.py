@@ -59,7 +59,9 @@ def wilson(successes: int, trials: int) -> Estimate:
     spread = Z**2 / trials
     centre = (share + spread / 2) / (1 + spread)
     half = Z * sqrt(share * (1 - share) / trials + spread / (4 * trials)) / (1 + spread)
-    return Estimate(share, max(0.0, centre - half), min(1.0, centre + half), trials)
+    # At 0 and 1 a bound equals the share; rounding must not put it on the wrong side.
+    low, high = max(0.0, centre - half), min(1.0, centre + half)
+    return Estimate(share, min(low, share), max(high, share), trials)
 
 
 def mean(values: Sequence[float]) -> Estimate:
