@@ -65,7 +65,12 @@ def _problem(
     )
 
 
-@torch.library.custom_op("ropewalk::rotary_attention", mutates_args=())
+# The schedule is read back to the host, which a CUDA graph cannot record; the tag keeps compilers
+# from putting the operator into one (transformers' `generate` with a static cache would).
+_TAGS = (torch.Tag.cudagraph_unsafe,)
+
+
+@torch.library.custom_op("ropewalk::rotary_attention", mutates_args=(), tags=_TAGS)
 def rotary_attention_op(
     query: Tensor,
     key: Tensor,
@@ -107,7 +112,7 @@ def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tenso
     )
 
 
-@torch.library.custom_op("ropewalk::rotary_attention_backward", mutates_args=())
+@torch.library.custom_op("ropewalk::rotary_attention_backward", mutates_args=(), tags=_TAGS)
 def rotary_attention_backward_op(
     query: Tensor,
     key: Tensor,
