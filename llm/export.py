@@ -73,7 +73,8 @@ def export(
     """Writes a plugged model as a safetensors checkpoint that says what is plugged.
 
     Args:
-        model: plugged as a whole; stays plugged. An unplugged model is written as it is.
+        model: plugged as a whole; stays plugged. What is plugged replaces a variant that the model's
+            configuration notes. An unplugged model is written as it is, such a note included.
         path: a folder that does not exist or is empty.
         tokenizer: written along if given.
 
@@ -123,7 +124,8 @@ def export(
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     nested = config is not model.config
-    _rewrite(folder / "config.json", changes, variant, nested=nested)
+    if handle is not None:
+        _rewrite(folder / "config.json", changes, variant, nested=nested)
     if variant is not None:
         warnings.warn(notes[-1], stacklevel=2)
     return ExportReport(folder, parameters, variant, tuple(notes))
