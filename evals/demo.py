@@ -37,6 +37,7 @@ def demo_request(*, full: bool = False, out: Path | None = None) -> Request:
         model="default",
         variants=VARIANTS + second,
         lengths=FULL_LENGTHS if full else LENGTHS,
-        documents=6,
-        trials=1,
+        # Sized for five minutes on two cores; the long run has time for narrower intervals.
+        documents=8,
+        trials=2 if full else 1,
     )

@@ -63,7 +63,7 @@ class ModelSource:
 
         with quiet_transformers():
             try:
-                model = AutoModelForCausalLM.from_pretrained(
+                model: Any = AutoModelForCausalLM.from_pretrained(
                     self.location,
                     dtype=dtype,
                     use_safetensors=True,

@@ -24,7 +24,7 @@ def build_run(
     log2 = 0.6931471805599453
     results: list[dict[str, Any]] = []
     lengths: set[int] = set()
-    variants = list(dict.fromkeys([*(losses or {}), *(shares or {})]))
+    variants: list[str] = list(dict.fromkeys([*(losses or {}), *(shares or {})]))
     for variant, by_length in (losses or {}).items():
         for length, bits in by_length.items():
             lengths.add(length)

@@ -31,7 +31,7 @@ def merging_tokenizer():
 def test_prompts_fill_the_length_up_to_one_sentence(length):
     for sample in Passkey(TOKENIZER, trials=1).samples(length):
         assert length - LONGEST_PIECE < len(sample.tokens) <= length
-        text = TOKENIZER.decode(sample.tokens)
+        text = str(TOKENIZER.decode(sample.tokens))
         assert text.startswith(passkey_prompt.PREAMBLE)
         assert text.endswith(passkey_prompt.QUESTION + sample.about["answer"])
         assert passkey_prompt.needle(sample.about["answer"]) in text
@@ -41,7 +41,7 @@ def test_prompts_fill_the_length_up_to_one_sentence(length):
 def test_the_key_stands_at_its_depth():
     places = []
     for sample in Passkey(TOKENIZER, depths=(0.0, 0.5, 1.0), trials=1).samples(2048):
-        text = TOKENIZER.decode(sample.tokens)
+        text = str(TOKENIZER.decode(sample.tokens))
         start, end = len(passkey_prompt.PREAMBLE), text.index(passkey_prompt.QUESTION)
         needle = passkey_prompt.needle(sample.about["answer"])
         places.append((text.index(needle) - start) / (end - start - len(needle)))
