@@ -135,7 +135,8 @@ def ropewalk_attention(
         key_positions=where.key_positions,
         scale=scaling,
         log_n=plug.log_n,
-        sliding_window=plug.sliding_window,
+        # A mask that is no plan says everything itself.
+        sliding_window=plug.sliding_window if is_plan(attention_mask) else None,
         softcap=softcap,
         sinks=s_aux,
         attention_mask=where.visible,
@@ -165,6 +166,14 @@ def _where(mask: Tensor, position_ids: Tensor, query: Tensor, key: Tensor) -> Ke
             f"got a mask of shape {tuple(mask.shape)} together with cached keys, which does not "
             "say where those keys are; pass attention_mask as (batch, sequence), 0 at padding"
         )
+    if not torch.compiler.is_compiling():
+        visible = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+        later = position_ids[:, None, None, :] > position_ids[:, None, :, None]
+        if (visible & later).any():
+            raise ValueError(
+                "the mask lets queries see later keys, and distance rules are defined for keys "
+                "that come before the query only; unplug the model for such masks"
+            )
     return KeysAndQueries(position_ids, position_ids, mask)  # type: ignore[arg-type]
 
 

@@ -73,7 +73,7 @@ def export(
     """Writes a plugged model as a safetensors checkpoint that says what is plugged.
 
     Args:
-        model: plugged as a whole; stays plugged. What is plugged replaces a variant that the model's
+        model: plugged as a whole; stays plugged. What is plugged replaces a variant that its
             configuration notes. An unplugged model is written as it is, such a note included.
         path: a folder that does not exist or is empty.
         tokenizer: written along if given.

@@ -299,6 +299,20 @@ def test_packed_sequences_equal_the_sequences_alone(make_model, tokens):
     torch.testing.assert_close(got, torch.cat((first, second), dim=1), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("additive", [False, True])
+def test_a_mask_of_ones_own_says_everything(make_model, tokens, additive):
+    # Not even the sliding window of the model is added to it.
+    model = make_model("mistral")
+    mask = torch.ones(2, 1, 21, 21, dtype=torch.bool).tril()
+    mask[:, :, 5:, 2] = False
+    if additive:
+        mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+    expected = logits(model, tokens, attention_mask=mask)
+    with plug(model, distance=ReRoPE(window=4096)):
+        got = logits(model, tokens, attention_mask=mask)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_right_padding_between_calls_is_counted_out(make_model, tokens):
     # A right-padded prompt, then a token: the cache has a hole that positions do not have.
     model = make_model()
