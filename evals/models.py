@@ -191,16 +191,20 @@ def _hub_fingerprint(config: Any) -> str:
 
 @contextmanager
 def quiet_transformers() -> "Iterator[None]":
-    """Keeps transformers' own progress bars and notes out of the terminal."""
+    """Keeps transformers' and the hub client's own progress bars and notes out of the terminal."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
+    hub_level = hub_logging.get_verbosity()
     level = logging.get_verbosity()
     shown = logging.is_progress_bar_enabled()
+    hub_logging.set_verbosity_error()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
+        hub_logging.set_verbosity(hub_level)
         logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()

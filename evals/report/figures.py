@@ -16,7 +16,7 @@ from ropewalk.evals.report.theme import Theme, line_styles, theme
 # differences between the good ones can be seen.
 CUT_OFF = 1.6
 MOST_BANDS = 4
-COLUMNS = 4
+COLUMNS = (4, 5)
 
 
 def perplexity_picture(summary: Summary, *, dark: bool = False) -> bytes:
@@ -139,7 +139,8 @@ def retrieval_picture(summary: Summary, *, dark: bool = False) -> bytes:
         for variant in summary.variants
         if any(name == variant for name, _ in summary.retrieval_by_length)
     ]
-    columns = min(COLUMNS, len(variants))
+    # The number of columns that leaves the fewest places empty.
+    columns = min(len(variants), min(COLUMNS, key=lambda number: -len(variants) % number))
     rows = ceil(len(variants) / columns)
     width = max(1.5, 0.5 * len(summary.lengths))
     height = max(1.0, 0.27 * len(summary.depths))

@@ -60,18 +60,20 @@ def line_styles(
         parts: label → the variant's parts, as in a run's configuration.
         chosen: the colours.
     """
-    palettes = {"frequency": FREQUENCY, "distance": DISTANCE, "both": BOTH, "baseline": ("",)}
+    palettes = {"frequency": FREQUENCY, "distance": DISTANCE, "both": BOTH, "baseline": BOTH}
     numbers = {family: count() for family in palettes}
     styles = {}
     for variant in variants:
         named = parts[variant]
         kinds = {"frequency", "distance"} & named.keys()
         family = "both" if len(kinds) == 2 else kinds.pop() if kinds else "baseline"
-        palette = (chosen.baseline,) if family == "baseline" else palettes[family]
         number = next(numbers[family])
+        # A second model as it is must not look like the first.
+        main = family == "baseline" and number == 0
+        palette = (chosen.baseline,) if main else palettes[family]
         styles[variant] = LineStyle(
             color=palette[number % len(palette)],
             dashes="--" if "log_n" in named else "-",
-            width=2.6 if family == "baseline" and number == 0 else 1.8,
+            width=2.6 if main else 1.8,
         )
     return styles
