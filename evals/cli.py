@@ -194,9 +194,6 @@ def train_default(
     compiled: Annotated[
         bool, typer.Option("--compile", help="A third faster; needs a C++ compiler.")
     ] = False,
-    compile_: Annotated[
-        bool, typer.Option("--compile", help="A third faster; needs a C++ compiler.")
-    ] = False,
     threads: Threads = None,
 ) -> None:
     """Trains a bundled model again, from Python's standard-library source."""
