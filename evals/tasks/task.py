@@ -1,7 +1,8 @@
 """What an evaluation task is: token sequences, and what to measure at their last tokens.
 
 A task knows nothing of models, variants or files. To add one, write a class with the four members
-of `Task` and name it in `ropewalk.evals.plan.TASKS`.
+of `Task`, name it in `ropewalk.evals.request.TASKS`, and build it in `ropewalk.evals.plan`; its
+results are then measured, kept and resumed, and `ropewalk.evals.report.summary` can show them.
 """
 
 from dataclasses import dataclass, field
