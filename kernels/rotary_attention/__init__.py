@@ -5,6 +5,9 @@
     validation.py  what is refused, and in which words
     op.py          the torch operator: schema, fake tensors, autograd
     schedule.py    which keys a block of queries meets, through which branch
+    problem.py     what is asked: tensors, constants and the rotation
+    walk.py        the scores of one tile of queries and keys
+    softmax.py     the running softmax that merges tiles
     reference.py   the equation, forward and backward, by blocks of queries
 
 Example:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ropewalk.kernels.autocast import suspended
 from ropewalk.kernels.rotary_attention import reference
+from ropewalk.kernels.rotary_attention.problem import Problem
 from ropewalk.kernels.rotary_attention.protocols import Layout
 from ropewalk.kernels.rotary_attention.schedule import Visibility
 
@@ -38,8 +39,8 @@ def _problem(
     scale: float,
     sliding_window: int | None,
     softcap: float | None,
-) -> reference.Problem:
-    return reference.Problem(
+) -> Problem:
+    return Problem(
         query=query,
         key=key,
         value=value,
@@ -93,7 +94,7 @@ def rotary_attention_op(
     sliding_window: int | None,
     softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """Output and logsumexp; see `reference.Problem` for the arguments."""
+    """Output and logsumexp; see `problem.Problem` for the arguments."""
     problem = _problem(
         query, key, value, inverse_frequencies, attention_factor, query_angles, key_angles,
         query_positions, key_positions, query_factor, sinks, key_lengths, attention_mask,

@@ -208,6 +208,7 @@ def test_a_model_of_ten_lines_trains():
     module = layer(distance=LeakyReRoPE.inverse(expansion=4, train_length=16), qk_norm=True)
     parameters = [p for part in (embed, module, head) for p in part.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=1e-2)
+    loss = torch.tensor(torch.inf)
     for _ in range(80):
         tokens = torch.randint(8, (16, 16))
         logits = head(module(embed(tokens)))[:, 3:]

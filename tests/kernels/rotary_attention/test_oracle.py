@@ -8,15 +8,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ropewalk.blocks.rotary import LogN, Plain, ReRoPE, RotaryEmbedding, SelfExtend, YaRN
-from ropewalk.kernels.rotary_attention import reference, rotary_attention, schedule
+from ropewalk.kernels.rotary_attention import reference, rotary_attention, schedule, walk
 
 
 @pytest.fixture(params=["fused", "tiles"], autouse=True)
 def _paths(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small blocks, so that small inputs meet every kind of run; with fused pieces or not."""
-    monkeypatch.setattr(reference, "QUERY_BLOCKS", (9, 4, 2))
-    monkeypatch.setattr(reference, "TILE_ELEMENTS", 64)
-    monkeypatch.setattr(reference, "MINIMUM_TILE", 3)
+    monkeypatch.setattr(walk, "QUERY_BLOCKS", (9, 4, 2))
+    monkeypatch.setattr(walk, "TILE_ELEMENTS", 64)
+    monkeypatch.setattr(walk, "MINIMUM_TILE", 3)
     if request.param == "tiles":
         monkeypatch.setattr(reference, "_fusable", lambda problem: False)
 
