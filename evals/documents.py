@@ -38,6 +38,8 @@ class TokenDocument:
 def read_texts(paths: Sequence[Path]) -> list[Document]:
     """Reads text files, and the files in folders (sorted, hidden ones and binary ones left out).
 
+    A byte order mark is no part of a text.
+
     Args:
         paths: files or folders; the held-out text that ships with the package if empty.
 
@@ -57,13 +59,13 @@ def read_texts(paths: Sequence[Path]) -> list[Document]:
                 if any(part.startswith(".") for part in relative.parts):
                     continue
                 try:
-                    text = item.read_text(encoding="utf-8")
+                    text = item.read_text(encoding="utf-8-sig")
                 except (UnicodeDecodeError, OSError):
                     continue
                 documents.append(Document(relative.as_posix(), text))
         else:
             try:
-                documents.append(Document(path.name, path.read_text(encoding="utf-8")))
+                documents.append(Document(path.name, path.read_text(encoding="utf-8-sig")))
             except UnicodeDecodeError:
                 raise InputError(f"text {str(path)!r} is not UTF-8 text") from None
             except OSError as error:
@@ -99,10 +101,16 @@ def encode(tokenizer: Any, text: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def prefix_tokens(tokenizer: Any) -> list[int]:
-    """What the tokenizer itself puts before a text: the beginning-of-text token, or nothing."""
-    beginning = getattr(tokenizer, "bos_token_id", None)
-    encoded = tokenizer("a")["input_ids"]
-    return [beginning] if beginning is not None and encoded[:1] == [beginning] else []
+    """What the tokenizer itself puts before a text: nothing, one token or, as GLM does, several.
+
+    What it puts after a text, such as an end-of-text token, is no part of a document.
+    """
+    whole = list(tokenizer("a")["input_ids"])
+    plain = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return whole[:start]
+    return []
 
 
 def cut(

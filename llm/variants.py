@@ -7,7 +7,8 @@
 
 A variant has at most one frequency rule, one distance rule and one `log-n`. Parameters that are
 left out take the rule's own default, or one that follows from the model's trained length; see
-`ropewalk.llm.variant_rules`. `rope` adds nothing, so that a checkpoint which was trained with a
+`ropewalk.llm.variant_rules`. `attention_scaling` may be written `attention_factor`, as in the
+configurations of checkpoints. `rope` adds nothing, so that a checkpoint which was trained with a
 variant of its own (the key `ropewalk` of its config.json) runs with that one.
 """
 
@@ -15,6 +16,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from ropewalk.llm.variant_rules import (
@@ -34,6 +36,10 @@ if TYPE_CHECKING:
     from ropewalk.kernels.rotary_attention.protocols import DistanceRule
 
 ROPE = "rope"
+# Other names of parameters, as the configurations of checkpoints write them.
+ALIASES = {"attention_factor": "attention_scaling"}
+# Positions are 32-bit in kernels; no length, window or group can be larger.
+INTEGER_BOUND = 2**31
 # A variant is tried out on these lengths when it is parsed, so that a bad value is found at once.
 TRIAL_LENGTHS = Lengths(trained=4096, longest=32768)
 
@@ -75,6 +81,8 @@ class Part:
                 if parameter.default == REQUIRED and parameter.name not in given
             ]
             raise ValueError(f"{self.name!r} needs {' and '.join(missing)}") from error
+        except OverflowError as error:
+            raise ValueError(f"{self.name!r} has a value that is too large: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -197,18 +205,45 @@ def parse_variant(text: str) -> Variant:
             )
         parts[kind] = Part(name, tuple(_parameters(name, written).items()))
         try:
-            parts[kind].build(TRIAL_LENGTHS)
+            _check_finite(name, parts[kind].build(TRIAL_LENGTHS))
         except ValueError as error:
             raise ValueError(f"variant {text!r}: {error}") from error
     return Variant(parts.get("frequency"), parts.get("distance"), parts.get("log-n"), text.strip())
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The tail of an error about an unknown `name`: the nearest known one, then all of them."""
+    """The tail of an error about an unknown `name`: the nearest known one, then all of them.
+
+    Case, `-` and `_` do not count, so that class names such as `NTKAware` find their rule; a name
+    that is the beginning of a known one means the first such.
+    """
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    suggestion = f"; did you mean {close[0]!r}?" if close else ";"
+    plain = {_plain(candidate): candidate for candidate in reversed(known)}
+    begun = [key for key in reversed(plain) if len(name) > 1 and key.startswith(_plain(name))]
+    close = begun or difflib.get_close_matches(_plain(name), plain, n=1, cutoff=0.5)
+    suggestion = f"; did you mean {plain[close[0]]!r}?" if close else ";"
     return f"{suggestion} known: {', '.join(known)}"
+
+
+def _plain(name: str) -> str:
+    """A name without what people write differently."""
+    return name.lower().replace("-", "").replace("_", "")
+
+
+def _check_finite(name: str, rule: Any) -> None:
+    """Raises ValueError for a frequency rule that gives frequencies no model could run with."""
+    if kind_of(name) != "frequency":
+        return
+    # Rules with a list of numbers are defined for one dimension only.
+    lists = [value for value in vars(rule).values() if isinstance(value, (tuple, list))]
+    rotary_dim = 2 * len(lists[0]) if lists else 64
+    try:
+        found = rule.inverse_frequencies(rotary_dim, 1e4, TRIAL_LENGTHS.longest)
+        factor = float(rule.attention_factor(TRIAL_LENGTHS.longest))
+    except OverflowError as error:
+        raise ValueError(f"{name!r} has a value that is too large: {error}") from error
+    if not (bool(found.isfinite().all()) and isfinite(factor)):
+        raise ValueError(f"{name!r} has a value that makes its frequencies infinite")
 
 
 def _parameters(name: str, written: str) -> dict[str, Any]:
@@ -217,6 +252,8 @@ def _parameters(name: str, written: str) -> dict[str, Any]:
     parameters: dict[str, Any] = {}
     for assignment in filter(None, (piece.strip() for piece in written.split(","))):
         key, equals, value = (piece.strip() for piece in assignment.partition("="))
+        if ALIASES.get(key) in types:
+            key = ALIASES[key]
         if key not in types:
             if not types:
                 raise ValueError(f"{name!r} has no parameters, got {key!r}")
@@ -237,7 +274,7 @@ def _value(name: str, key: str, value: str, types: Mapping[str, type]) -> Any:
             return {"true": True, "false": False, "1": True, "0": False}[value.lower()]
         if kind is tuple:
             return tuple(float(number) for number in value.split("/"))
-        return kind(value)
+        number = kind(value)
     except (KeyError, ValueError):
         expected = {
             int: "a whole number",
@@ -248,3 +285,6 @@ def _value(name: str, key: str, value: str, types: Mapping[str, type]) -> Any:
         raise ValueError(
             f"parameter {key!r} of {name!r} expects {expected}, got {value!r}"
         ) from None
+    if kind is int and abs(number) >= INTEGER_BOUND:
+        raise ValueError(f"parameter {key!r} of {name!r} must be below 2**31, got {value}")
+    return number

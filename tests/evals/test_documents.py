@@ -58,6 +58,24 @@ def test_bytes_follow_the_offsets_of_a_fast_tokenizer():
     assert document.bytes_of_last(2) == len(" rope 東京".encode())
 
 
+def test_several_tokens_before_a_text_are_all_a_prefix_and_those_after_it_are_none():
+    from tokenizers import processors
+
+    tokenizer = fast_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="[gMASK] <sop> $A </s>",
+        special_tokens=[("[gMASK]", 6), ("<sop>", 7), ("</s>", 8)],
+    )
+    assert tokenizer("a")["input_ids"] == [6, 7, 1, 8]
+    assert prefix_tokens(tokenizer) == [6, 7]
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfrope")
+    assert [text.text for text in read_texts([tmp_path / "a.txt"])] == ["rope"]
+    assert [text.text for text in read_texts([tmp_path])] == ["rope"]
+
+
 def test_only_a_token_that_the_tokenizer_puts_first_is_a_prefix():
     assert prefix_tokens(fast_tokenizer()) == [0]
     assert prefix_tokens(TOKENIZER) == []

@@ -57,6 +57,19 @@ def test_a_list_of_numbers_is_separated_by_slashes():
     assert tuple(rule.long_factor) == (1.5, 2.0)
 
 
+def test_the_name_that_checkpoints_have_for_the_temperature_is_understood():
+    written = parse_variant("yarn:factor=4,attention_factor=1.5")
+    assert written.resolve(512).frequency == YaRN(4.0, 512, attention_scaling=1.5)
+    lists = "longrope:short_factor=1/1,long_factor=2/2,"
+    rule = parse_variant(lists + "attention_factor=1.5").resolve(512, 1024).frequency
+    assert isinstance(rule, LongRoPE)
+    assert rule.attention_scaling == 1.5
+    with pytest.raises(ValueError, match="has parameter 'attention_scaling' twice"):
+        parse_variant("yarn:factor=4,attention_factor=1.5,attention_scaling=1")
+    with pytest.raises(ValueError, match="has no parameter 'attention_factor'"):
+        parse_variant("linear:attention_factor=1.5")
+
+
 def test_parts_combine_in_any_order():
     for text in (
         "ntk-aware:factor=2+rerope:window=8+log-n",
@@ -128,6 +141,16 @@ def test_every_rule_is_listed_with_its_paper_and_parses_by_its_name():
         ("linear+yarn", "two parts of kind frequency, 'linear' and 'yarn'"),
         ("rerope+self-extend", "two parts of kind distance"),
         ("longrope", "'longrope' needs short_factor and long_factor"),
+        ("ntk-aware:factor=1e300", "'ntk-aware' has a value that is too large"),
+        ("dynamic-ntk:factor=1e300", "'dynamic-ntk' has a value"),
+        ("rerope:window=99999999999999999999", "must be below 2**31, got 99999999999999999999"),
+        ("log-n:length=2147483648", "must be below 2**31"),
+        ("ReRoPE", "did you mean 'rerope'?"),
+        ("NTKAware", "did you mean 'ntk-aware'?"),
+        ("ntk_mixed", "did you mean 'ntk-mixed'?"),
+        ("YaRN", "did you mean 'yarn'?"),
+        ("Linear", "did you mean 'linear'?"),
+        ("ntk", "did you mean 'ntk-aware'?"),
     ],
 )
 def test_what_does_not_parse_is_explained_in_one_line(text, expected):
