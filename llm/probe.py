@@ -13,33 +13,17 @@ the rotation, another sign or an unknown layout fit no candidate, and a layer th
 the attention interface shows in the output. Nothing is left changed.
 """
 
-import copy
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
 
 from ropewalk.kernels.rotary import LAYOUTS, Layout, rotate
-from ropewalk.llm.journal import Journal
-from ropewalk.llm.mask_plan import is_plan, make_plan, plan_window
-from ropewalk.llm.model_config import text_config
+from ropewalk.llm.mask_plan import is_plan, plan_window
 from ropewalk.llm.native_rotary import RotarySlot
+from ropewalk.llm.probe_run import INSTEAD, POSITIONS, Seen, register, run_with_spies
 from ropewalk.llm.rotary_wrapper import RotaryFormat
-
-PROBE_NAME = "ropewalk_probe"
-# Positions far from 0, where slow planes have turned too, so that two frequency sets differ.
-POSITIONS = range(100, 105)
-
-INSTEAD = "only frequency rules that do not depend on the length can be plugged into it"
-
-Mode = Literal["unit", "native", "poison"]
 
 
 @dataclass(frozen=True)
@@ -72,71 +56,6 @@ class ProbeResult:
     formats: dict[str, dict[str | None, RotaryFormat]] = field(default_factory=dict)
 
 
-class _Seen(NamedTuple):
-    query: Tensor
-    key: Tensor
-    mask: Tensor | None
-    position_ids: Tensor | None
-
-
-_recording: ContextVar[dict[nn.Module, _Seen] | None] = ContextVar("ropewalk_probe", default=None)
-
-
-def _probe_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    position_ids: Tensor | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """Records its arguments and returns zeros."""
-    seen = _recording.get()
-    if seen is not None:
-        seen[module] = _Seen(query, key, attention_mask, position_ids)
-    return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None
-
-
-class _SpyRotary(nn.Module):
-    """Runs a copy of a rotary module and returns its result, or ones, or NaN, of that form."""
-
-    def __init__(self, native: nn.Module, mode: Mode) -> None:
-        super().__init__()
-        # A copy, because length-dependent modules remember the longest context they saw.
-        self.native = copy.deepcopy(native)
-        self.mode = mode
-        self.formats: dict[str | None, RotaryFormat] = {}
-
-    def forward(
-        self, x: Tensor, position_ids: Tensor, layer_type: str | None = None
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        if position_ids.ndim != 2:
-            raise ValueError(
-                f"rotary positions have {position_ids.ndim} axes (mRoPE), and no rule here is "
-                "defined for that; only models with one position per token can be plugged"
-            )
-        named = {} if layer_type is None else {"layer_type": layer_type}
-        result = self.native(x, position_ids, **named)
-        if isinstance(result, Tensor) and result.is_complex():
-            self.formats[layer_type] = RotaryFormat(result.shape[-1], complex=True)
-            if self.mode == "unit":
-                return torch.ones_like(result)
-            return torch.full_like(result, torch.nan) if self.mode == "poison" else result
-        if not (isinstance(result, tuple) and len(result) == 2):
-            raise ValueError(
-                f"{type(self.native).__name__} returns neither (cos, sin) nor a complex tensor, "
-                "so its rotation cannot be taken out"
-            )
-        cos, sin = result
-        self.formats[layer_type] = RotaryFormat(cos.shape[-1])
-        if self.mode == "unit":
-            return torch.ones_like(cos), torch.zeros_like(sin)
-        if self.mode == "poison":
-            return torch.full_like(cos, torch.nan), torch.full_like(sin, torch.nan)
-        return cos, sin
-
-
 def probe(model: nn.Module, slots: list[RotarySlot]) -> ProbeResult:
     """Runs the model three times on five tokens.
 
@@ -147,10 +66,9 @@ def probe(model: nn.Module, slots: list[RotarySlot]) -> ProbeResult:
     Raises:
         ValueError: the rotation of some layer cannot be taken out and put back; says why.
     """
-    AttentionInterface.register(PROBE_NAME, _probe_attention)
-    AttentionMaskInterface.register(PROBE_NAME, make_plan)
+    register()
     (unit, spies, _), (native, after, expected), (poison, _, output) = (
-        _run(model, slots, mode) for mode in ("unit", "native", "poison")
+        run_with_spies(model, slots, mode) for mode in ("unit", "native", "poison")
     )
     if not expected.isfinite().all():
         raise ValueError(
@@ -185,52 +103,7 @@ def probe(model: nn.Module, slots: list[RotarySlot]) -> ProbeResult:
     return result
 
 
-def _run(
-    model: nn.Module, slots: list[RotarySlot], mode: Mode
-) -> tuple[dict[nn.Module, _Seen], dict[str, _SpyRotary], Tensor]:
-    embedding = model.get_input_embeddings()  # type: ignore[operator]
-    weight = embedding.weight
-    ids = torch.arange(1, 1 + len(POSITIONS), device=weight.device) % weight.shape[0]
-    positions = torch.tensor([list(POSITIONS)], device=weight.device)
-    spies = {slot.path: _SpyRotary(slot.module, mode) for slot in slots}
-    seen: dict[nn.Module, _Seen] = {}
-    with _temporarily(model, spies):
-        token = _recording.set(seen)
-        try:
-            with torch.no_grad():
-                output = model(input_ids=ids[None], position_ids=positions, use_cache=False)
-        except ValueError:
-            raise
-        except Exception as error:
-            # Whatever it is (a mask used by other code, an argument that does not exist), it would
-            # come up again with every use of the plugged model.
-            raise ValueError(
-                f"{type(model).__name__} cannot be run as model(input_ids, position_ids, "
-                "use_cache=False) with transformers' attention interface, by which its attention "
-                f"would be replaced: {error}; {INSTEAD}"
-            ) from error
-        finally:
-            _recording.reset(token)
-    return seen, spies, output[0]
-
-
-@contextmanager
-def _temporarily(model: nn.Module, spies: dict[str, _SpyRotary]) -> Iterator[None]:
-    """Spies for rotaries, the probe for attention, no dropout."""
-    journal = Journal()
-    try:
-        for module in model.modules():
-            journal.set(module, "training", False)
-        journal.set(text_config(model), "_attn_implementation_internal", PROBE_NAME)
-        for path, spy in spies.items():
-            parent, _, name = path.rpartition(".")
-            journal.set(model.get_submodule(parent), name, spy)
-        yield
-    finally:
-        journal.undo()
-
-
-def _check_inputs(name: str, module: nn.Module, seen: _Seen) -> None:
+def _check_inputs(name: str, module: nn.Module, seen: Seen) -> None:
     if not getattr(module, "is_causal", True):
         raise ValueError(
             f"{name} is not causal, and distance rules are defined for keys that come before the "
@@ -258,7 +131,7 @@ def _check_inputs(name: str, module: nn.Module, seen: _Seen) -> None:
 
 
 def _match(
-    name: str, module: nn.Module, before: _Seen, after: _Seen, slots: list[RotarySlot]
+    name: str, module: nn.Module, before: Seen, after: Seen, slots: list[RotarySlot]
 ) -> tuple[RotarySlot, Layout, bool]:
     """The rotation, layout and place that turn the queries and keys before into those after."""
     fits: list[tuple[float, RotarySlot, Layout, bool]] = []
