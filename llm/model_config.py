@@ -5,12 +5,13 @@ switch both. A plugged model therefore gets copies, and the originals back when 
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig
 
+from ropewalk.llm.config_note import noted_length
 from ropewalk.llm.journal import MARK, Journal
 
 
@@ -81,7 +82,8 @@ def entry_of(parameters: dict[str, Any], layer_type: str | None) -> dict[str, An
 def trained_length(model: nn.Module) -> int:
     """How many tokens the model was trained to read, before any scaling of its rotary position.
 
-    That is `original_max_position_embeddings` where the configuration has it, and
+    That is the length that an exported configuration notes for this library, otherwise
+    `original_max_position_embeddings` where the configuration has it, and
     `max_position_embeddings` otherwise.
 
     Raises:
@@ -90,7 +92,32 @@ def trained_length(model: nn.Module) -> int:
     known = getattr(getattr(model, MARK, None), "trained_length", None)
     if known is not None:
         return known
-    config = text_config(model)
+    return noted_length(model.config) or stated_length(text_config(model))
+
+
+def length_to_note(model: nn.Module, changes: Mapping[str, Any] | None = None) -> int | None:
+    """The trained length if the configuration of a plugged model would not say it.
+
+    Args:
+        model: plugged, the rule written into its configuration.
+        changes: further entries of the text configuration.
+    """
+    known = getattr(getattr(model, MARK, None), "trained_length", None)
+    if known is None:
+        return noted_length(model.config)
+    config = copy.copy(text_config(model))
+    for name, value in (changes or {}).items():
+        # Not setattr, which may convert or refuse old names.
+        vars(config)[name] = value
+    return None if stated_length(config) == known else known
+
+
+def stated_length(config: PreTrainedConfig) -> int:
+    """The trained length by the entries of a text configuration that every library knows.
+
+    Raises:
+        ValueError: the configuration has neither.
+    """
     parameters = getattr(config, "rope_parameters", None) or {}
     nested = [value for value in parameters.values() if isinstance(value, dict)]
     found = [

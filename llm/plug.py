@@ -20,6 +20,7 @@ everywhere else with these rules.
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
@@ -27,6 +28,7 @@ from ropewalk.blocks.rotary import FrequencyRule, LogN, Plain, RotaryEmbedding
 from ropewalk.kernels.rotary_attention.protocols import DistanceRule, Layout, Rotary
 from ropewalk.llm import attention_interface
 from ropewalk.llm.attention_interface import FixedRotary, LayerPlug
+from ropewalk.llm.config_note import make_note, put_note, variant_text
 from ropewalk.llm.frequencies import (
     base_of,
     extended_slots,
@@ -38,6 +40,7 @@ from ropewalk.llm.journal import MARK, Journal
 from ropewalk.llm.model_config import (
     ConfigCopies,
     entry_of,
+    length_to_note,
     rope_parameters_of,
     text_config,
     trained_length,
@@ -46,6 +49,8 @@ from ropewalk.llm.native_rotary import RotarySlot, native_rule
 from ropewalk.llm.probe import LayerRotation, probe
 from ropewalk.llm.refusals import is_plugged, refuse_model, refuse_rules
 from ropewalk.llm.rotary_wrapper import RotaryFormat, UnitRotary
+
+_ORIGINAL = "original_max_position_embeddings"
 
 
 class PlugHandle:
@@ -111,6 +116,18 @@ def plug(
 ) -> PlugHandle:
     """Plugs rules into a transformers v5 model.
 
+    Distance rules, log n scaling and rules that depend on the length are tried out on the model
+    first (`probe`), which runs it three times on five tokens, its forward hooks included. They also
+    change what the cache holds: one filled while plugged must not be used after unplugging, nor one
+    filled before or under other rules while plugged.
+
+    Under torch.compile, what is wrong with the values of an input cannot be seen, and goes
+    unrefused: positions that restart within a row, and later keys in a (batch, 1, query, key) mask
+    of one's own.
+
+    `save_pretrained` of a plugged model writes the rules as far as a configuration can say them and
+    notes the others; `export` also writes the lengths and what other readers look for.
+
     Args:
         model: a decoder-only transformers model with rotary position. One whose attention goes
             through transformers' attention interface takes everything; others take frequency rules
@@ -125,14 +142,17 @@ def plug(
 
     Raises:
         TypeError: something of the wrong kind was passed.
-        ValueError: the model cannot be plugged so; nothing has been changed then.
+        ValueError: no rule was passed, or the model cannot be plugged so; nothing has been changed
+            then.
     """
     refuse_rules(frequency, distance, log_n_length)
     slots = refuse_model(model)
-    log_n = LogN(log_n_length) if isinstance(log_n_length, int) else log_n_length
+    log_n = _log_n(log_n_length)
     handle = PlugHandle(model, frequency, distance, log_n)
     try:
-        _plug(handle, slots)
+        # Frequencies made in inference mode could not be used in training later.
+        with torch.inference_mode(False):
+            _plug(handle, slots)
     except BaseException:
         handle.unplug()
         raise
@@ -185,7 +205,7 @@ def _plug(handle: PlugHandle, slots: list[RotarySlot]) -> None:
         native = rope_parameters_of(config, extended[0].layer_type)
         put_logit_scale(journal, model, native, entry_of(written, extended[0].layer_type))
     if rotations:
-        _move_rotation(journal, model, rotations, formats)
+        _move_rotation(journal, model, rotations, formats, config)
         journal.set(config, "_attn_implementation_internal", attention_interface.NAME)
     elif frequency is not None:
         for slot in extended:
@@ -193,7 +213,24 @@ def _plug(handle: PlugHandle, slots: list[RotarySlot]) -> None:
             put_frequencies(journal, slot, frequency, base_of(slot, config))
     if frequency is not None:
         journal.set(config, "rope_parameters", written)
+        original = entry_of(written, extended[0].layer_type).get(_ORIGINAL)
+        if original is not None and hasattr(config, _ORIGINAL):
+            # Phi 3 takes the trained length from here, over what rope_parameters say.
+            journal.set(config, _ORIGINAL, original)
+    _put_note(handle)
     handle._configs.settle()
+
+
+def _put_note(handle: PlugHandle) -> None:
+    """Notes in the copied configuration what a plain `save_pretrained` could not say otherwise."""
+    config = handle.model.config
+    variant = variant_text(handle.distance, handle.log_n)
+    put_note(config, make_note(variant, length_to_note(handle.model)))
+
+
+def _log_n(length: int | LogN | None) -> LogN | None:
+    # int() because numpy's integers are none of Python's.
+    return length if length is None or isinstance(length, LogN) else LogN(int(length))
 
 
 def _changes_attention(handle: PlugHandle) -> bool:
@@ -238,6 +275,7 @@ def _move_rotation(
     model: nn.Module,
     rotations: dict[nn.Module, LayerPlug],
     formats: dict[str, dict[str | None, RotaryFormat]],
+    config: PreTrainedConfig,
 ) -> None:
     attention_interface.register()
     for module, layer in rotations.items():
@@ -246,4 +284,4 @@ def _move_rotation(
     for path, form in formats.items():
         parent, _, name = path.rpartition(".")
         owner = model.get_submodule(parent)
-        journal.set(owner, name, UnitRotary(getattr(owner, name), form))
+        journal.set(owner, name, UnitRotary(getattr(owner, name), form, config))

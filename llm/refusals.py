@@ -3,6 +3,7 @@
 These are the refusals that a look at the model is enough for; `probe` has those that take a run.
 """
 
+from numbers import Integral
 from typing import Any
 
 from torch import nn
@@ -21,11 +22,22 @@ def is_plugged(model: nn.Module) -> bool:
 
 
 def refuse_rules(frequency: object, distance: object, log_n: object) -> None:
-    """Arguments of the wrong kind.
+    """Arguments of the wrong kind, or none.
 
     Raises:
         TypeError: says what was expected and what came.
+        ValueError: there is no rule.
     """
+    if frequency is None and distance is None and log_n is None:
+        raise ValueError(
+            "got nothing to plug; give at least one rule: frequency, distance or log_n_length"
+        )
+    for name, rule in (("frequency", frequency), ("distance", distance), ("log_n_length", log_n)):
+        if isinstance(rule, type):
+            raise TypeError(
+                f"{name}: expected a rule with its parameters, got the class {rule.__name__}; "
+                f"call it, such as {rule.__name__}(...)"
+            )
     if frequency is not None and not isinstance(frequency, FrequencyRule):
         raise TypeError(
             f"frequency: expected a frequency rule such as NTKAware(factor=4), got {frequency!r}"
@@ -34,7 +46,7 @@ def refuse_rules(frequency: object, distance: object, log_n: object) -> None:
         raise TypeError(
             f"distance: expected a distance rule such as ReRoPE(window=1024), got {distance!r}"
         )
-    integer = isinstance(log_n, int) and not isinstance(log_n, bool)
+    integer = isinstance(log_n, Integral) and not isinstance(log_n, bool)
     if log_n is not None and not integer and not isinstance(log_n, LogN):
         raise TypeError(
             f"log_n_length: expected the trained length or a LogN(length), got {log_n!r}"

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from ropewalk.llm.attention_interface import NAME
 
 
 @dataclass(frozen=True)
@@ -34,10 +37,17 @@ class UnitRotary(nn.Module):
     Args:
         native: the module it stands in for; kept as a submodule, so that it follows `.to(...)`.
         formats: of each layer type that the module is called with (None without layer types).
+        config: of the model's text decoder; says which attention function its layers call.
     """
 
-    def __init__(self, native: nn.Module, formats: Mapping[str | None, RotaryFormat]) -> None:
+    def __init__(
+        self,
+        native: nn.Module,
+        formats: Mapping[str | None, RotaryFormat],
+        config: PreTrainedConfig,
+    ) -> None:
         super().__init__()
+        self.config = config
         self.native = native
         self.formats = dict(formats)
 
@@ -50,7 +60,17 @@ class UnitRotary(nn.Module):
             x: anything of the model's dtype, on its device.
             position_ids: (batch, seq); only its shape matters here.
             layer_type: which of several rotations, in models that have several.
+
+        Raises:
+            ValueError: the layers would call another attention function than ours, which would not
+                rotate at all.
         """
+        if self.config._attn_implementation != NAME:
+            raise ValueError(
+                f"expected attention {NAME!r} while the model is plugged, got "
+                f"{self.config._attn_implementation!r}, which would run it without positions; "
+                "unplug first, then change the attention implementation"
+            )
         form = self.formats[layer_type]
         shape = (*position_ids.shape, form.width)
         ones = torch.ones(shape, dtype=x.dtype, device=x.device)

@@ -51,6 +51,10 @@ def test_rules_of_the_wrong_kind(make_model):
     refused(model, "distance: expected a distance rule", TypeError, distance="rerope")
     refused(model, "log_n_length: expected", TypeError, log_n_length=True)
     refused(model, "length", ValueError, log_n_length=1)
+    refused(model, "got the class ReRoPE; call it", TypeError, distance=ReRoPE)
+    refused(model, "got the class NTKAware; call it", TypeError, frequency=NTKAware)
+    with pytest.raises(ValueError, match="give at least one rule"):
+        plug(model)
 
 
 def test_already_plugged(make_model, tokens):
