@@ -16,29 +16,33 @@ the same stands in `rope_theta` and `rope_scaling`. What each reader does with i
     dynamic           yes            at its full extension       no
 
 No reader knows distance rules or log n scaling. Those are noted in the configuration under
-`ropewalk`, which only this library reads, and `export` warns.
+`ropewalk`, which only this library reads (`config_note`), and `export` warns. The trained length
+stands there too where the configuration no longer shows it. An architecture that knows LongRoPE
+only (Phi 3) gets the other rules as LongRoPE factors.
 """
 
 import copy
 import json
 import os
+import shutil
 import warnings
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from ropewalk.blocks.rotary import FrequencyRule, LogN
-from ropewalk.kernels.rotary_attention.protocols import DistanceRule
-from ropewalk.llm.frequencies import extended_slots
-from ropewalk.llm.model_config import entry_of, text_config, trained_length
+from ropewalk.blocks.rotary import FrequencyRule
+from ropewalk.llm.config_note import CONFIG_KEY, make_note, variant_text
+from ropewalk.llm.frequencies import extended_slots, refusal
+from ropewalk.llm.model_config import entry_of, length_to_note, text_config, trained_length
 from ropewalk.llm.native_rotary import rotary_slots
 from ropewalk.llm.plug import plug_of
 from ropewalk.llm.refusals import is_plugged
 
-CONFIG_KEY = "ropewalk"
 # These derive the longest context from max_position_embeddings × factor themselves, or, dynamic,
 # take max_position_embeddings for the trained length.
 _KEEP_LENGTH = ("linear", "dynamic")
@@ -84,7 +88,8 @@ def export(
 
     Raises:
         TypeError: not a transformers model.
-        ValueError: only a part of the model, or a whole that it is a part of, is plugged.
+        ValueError: only a part of the model, or a whole that it is a part of, is plugged; or the
+            architecture's configuration has no way to say the frequency rule.
         FileExistsError: the folder is not empty; nothing is overwritten.
         NotADirectoryError: `path` is a file.
     """
@@ -93,7 +98,8 @@ def export(
     handle = plug_of(model)
     if handle is None and is_plugged(model):
         raise ValueError("only a part of this model is plugged; export the model plug was given")
-    folder = _empty_folder(path)
+    folder = Path(path)
+    _refuse_folder(folder)
 
     frequency = None if handle is None else handle.frequency
     variant = None if handle is None else variant_text(handle.distance, handle.log_n)
@@ -107,11 +113,14 @@ def export(
         # Plugging wrote the rule into the model's configuration.
         parameters = copy.deepcopy(parameters)
         entry = entry_of(parameters, slot.layer_type)
-        _complete(entry)
+        _complete(entry, frequency)
         changes = _config_changes(parameters, entry, frequency, length)
-        if hasattr(config, "original_max_position_embeddings"):
-            # Phi 3 takes the trained length from here, over what rope_parameters say.
-            changes["original_max_position_embeddings"] = length
+        reason = refusal(config, parameters)
+        if reason is not None:
+            raise ValueError(
+                f"{type(config).__name__} cannot say {frequency!r}: {reason}; nothing was written, "
+                "plug a rule that this architecture accepts"
+            )
         if entry["rope_type"] in _CAVEATS:
             notes.append(_CAVEATS[entry["rope_type"]])
     if variant is not None:
@@ -120,41 +129,24 @@ def export(
             "and llama.cpp will run this checkpoint without it, and say nothing"
         )
 
-    model.save_pretrained(folder)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
-    nested = config is not model.config
-    if handle is not None:
-        _rewrite(folder / "config.json", changes, variant, nested=nested)
+    with _new_folder(folder):
+        model.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        if handle is not None:
+            note = make_note(variant, length_to_note(model, changes))
+            nested = config is not model.config
+            _rewrite(folder / "config.json", changes, note, nested=nested)
     if variant is not None:
         warnings.warn(notes[-1], stacklevel=2)
     return ExportReport(folder, parameters, variant, tuple(notes))
 
 
-def variant_text(distance: DistanceRule | None, log_n: LogN | None) -> str | None:
-    """Distance rule and log n scaling in the grammar of variants; None if there is neither.
-
-    The frequency rule is not in it: the checkpoint's own configuration has that, and naming it here
-    too would apply it twice.
-    """
-    rules = [rule for rule in (distance, log_n) if getattr(rule, "name", "plain") != "plain"]
-    return "+".join(map(_rule_text, rules)) or None
-
-
-def _rule_text(rule: Any) -> str:
-    values = ((f.name, getattr(rule, f.name)) for f in fields(rule))
-    written = ",".join(
-        f"{name}={str(value).lower() if isinstance(value, bool) else value}"
-        for name, value in values
-        if value is not None
-    )
-    return f"{rule.name}:{written}"
-
-
-def _complete(entry: dict[str, Any]) -> None:
+def _complete(entry: dict[str, Any], rule: FrequencyRule) -> None:
     """Says the temperature under the names by which each reader looks for it."""
-    if entry["rope_type"] == "longrope" and entry.get("attention_factor") is not None:
-        # vLLM and SGLang derive one from the lengths otherwise.
+    if entry["rope_type"] == "longrope":
+        # Readers derive one from the lengths otherwise.
+        entry["attention_factor"] = float(rule.attention_factor())
         entry["short_mscale"] = entry["long_mscale"] = entry["attention_factor"]
 
 
@@ -169,32 +161,45 @@ def _config_changes(
         "rope_scaling": entry if scaled else None,
     }
     factor = getattr(rule, "factor", None)
+    # What the rule's factor multiplies.
+    original = getattr(rule, "original_length", None) or length
     if factor and entry["rope_type"] not in _KEEP_LENGTH:
-        changes["max_position_embeddings"] = max(round(length * factor), length)
+        changes["max_position_embeddings"] = max(round(original * factor), length)
     elif entry["rope_type"] in _KEEP_LENGTH:
-        changes["max_position_embeddings"] = getattr(rule, "original_length", length)
+        changes["max_position_embeddings"] = original
     return changes
 
 
-def _empty_folder(path: str | os.PathLike[str]) -> Path:
-    folder = Path(path)
+def _refuse_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder}: expected a folder, got a file; choose another path")
     if folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(
             f"{folder} is not empty, and export overwrites nothing; choose another path"
         )
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[None]:
+    """Makes the folder, and leaves nothing of it where writing it fails."""
+    existed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        if existed:
+            folder.mkdir(exist_ok=True)
+        raise
 
 
-def _rewrite(path: Path, changes: dict[str, Any], variant: str | None, *, nested: bool) -> None:
+def _rewrite(path: Path, changes: dict[str, Any], note: dict[str, Any], *, nested: bool) -> None:
     """Puts the changes into config.json; a reader never sees it half written."""
     data = json.loads(path.read_text(encoding="utf-8"))
     (data["text_config"] if nested else data).update(changes)
     data.pop(CONFIG_KEY, None)
-    if variant is not None:
-        data[CONFIG_KEY] = {"variant": variant}
+    if note:
+        data[CONFIG_KEY] = note
     temporary = path.with_suffix(".json.tmp")
     temporary.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     temporary.replace(path)

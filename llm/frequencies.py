@@ -8,6 +8,7 @@ Where layers with full attention and with a sliding window have rotations of the
 only the former get the rule: within a sliding window no distance is beyond the trained length.
 """
 
+import copy
 import math
 import sys
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig
 
-from ropewalk.blocks.rotary import FrequencyRule
+from ropewalk.blocks.rotary import Default, FrequencyRule, LongRoPE
 from ropewalk.llm.journal import Journal
 from ropewalk.llm.model_config import rope_parameters_of
 from ropewalk.llm.native_rotary import RotarySlot
@@ -47,15 +48,49 @@ def base_of(slot: RotarySlot, config: PreTrainedConfig) -> float:
 def rope_parameters(
     slot: RotarySlot, rule: FrequencyRule, config: PreTrainedConfig, original_length: int
 ) -> dict[str, Any]:
-    """The slot's entry of `rope_parameters` under the rule."""
+    """The slot's entry of `rope_parameters` under the rule.
+
+    Where the configuration class refuses the rule as such (Phi 3 knows LongRoPE only), a rule that
+    does not depend on the length is written as LongRoPE factors instead.
+    """
     native = rope_parameters_of(config, slot.layer_type)
-    written = rule.to_rope_parameters(
-        base=base_of(slot, config),
-        rotary_dim=2 * slot.frequencies.shape[0],
-        original_length=original_length,
-    )
+    base, rotary_dim = base_of(slot, config), 2 * slot.frequencies.shape[0]
     kept = {key: native[key] for key in ("partial_rotary_factor",) if key in native}
-    return kept | written
+    entry = kept | rule.to_rope_parameters(
+        base=base, rotary_dim=rotary_dim, original_length=original_length
+    )
+    if rule.depends_on_length or slot.layer_type is not None or refusal(config, entry) is None:
+        return entry
+    return kept | _as_longrope(rule, rotary_dim, base).to_rope_parameters(
+        base=base, original_length=getattr(rule, "original_length", None) or original_length
+    )
+
+
+def refusal(config: PreTrainedConfig, parameters: dict[str, Any]) -> str | None:
+    """Why the configuration class refuses these `rope_parameters`; None if it accepts them."""
+    validate = getattr(type(config), "validate_rope", None)
+    if validate is None:
+        return None
+    tried = copy.deepcopy(config)
+    tried.rope_parameters = copy.deepcopy(parameters)
+    try:
+        validate(tried)
+    except Exception as error:
+        # Each class has checks of its own, which raise whatever comes up.
+        return str(error) or type(error).__name__
+    return None
+
+
+def _as_longrope(rule: FrequencyRule, rotary_dim: int, base: float) -> LongRoPE:
+    """The rule's frequencies as stretches of the default ones, short and long alike."""
+    default = Default().inverse_frequencies(rotary_dim, base).double()
+    factors = (default / rule.inverse_frequencies(rotary_dim, base).double()).tolist()
+    return LongRoPE(
+        factors,
+        factors,
+        factor=float(getattr(rule, "factor", 1.0)),
+        attention_scaling=float(rule.attention_factor()),
+    )
 
 
 def write_rope_parameters(

@@ -26,7 +26,7 @@ from ropewalk.blocks.rotary import (
     YaRN,
 )
 from ropewalk.llm import export, is_plugged, plug, trained_length
-from ropewalk.llm.export import variant_text
+from ropewalk.llm.config_note import variant_text
 from ropewalk.llm.variants import parse_variant
 
 RULES = [
@@ -63,7 +63,8 @@ def test_every_rule_survives_export(make_model, tokens, tmp_path, rule):
     reloaded = AutoModelForCausalLM.from_pretrained(report.path).eval()
     torch.testing.assert_close(logits(reloaded, tokens), expected, atol=1e-5, rtol=1e-5)
     assert report.variant is None
-    assert "ropewalk" not in stored(report.path)
+    assert "variant" not in stored(report.path).get("ropewalk", {})
+    assert trained_length(reloaded) == 64
 
 
 @pytest.mark.parametrize("rule", [NTKAware(factor=4.0), NTKMixed(factor=4.0)], ids=str)
@@ -74,6 +75,68 @@ def test_every_architecture_survives_export(architecture, make_model, tokens, tm
         path = export(model, tmp_path / "out").path
     reloaded = AutoModelForCausalLM.from_pretrained(path).eval()
     torch.testing.assert_close(logits(reloaded, tokens), expected, atol=1e-5, rtol=1e-5)
+
+
+def phi3_rules():
+    return [rule for rule in RULES if rule.name != "dynamic-ntk"] + [
+        LongRoPE((1.0,) * 4, (2.0,) * 4, 16, factor=4.0),
+        YaRN(factor=4.0, original_length=16, attention_scaling=1.3),
+    ]
+
+
+@pytest.mark.parametrize("rule", phi3_rules(), ids=str)
+@pytest.mark.parametrize("original_length", [16, 64])
+def test_phi3_gets_every_rule_as_longrope_factors(make_model, tmp_path, rule, original_length):
+    model = make_model("phi3", original_max_position_embeddings=original_length)
+    # Up to the rule's original length, 16, and beyond.
+    inputs = [torch.randint(2, 48, (1, length)) for length in (9, 16, 17, 40)]
+    with plug(model, frequency=rule):
+        expected = [logits(model, tokens) for tokens in inputs]
+        exported = export(model, tmp_path / "out").path
+        model.save_pretrained(tmp_path / "saved")
+    for path in (exported, tmp_path / "saved"):
+        reloaded = AutoModelForCausalLM.from_pretrained(path).eval()
+        for tokens, one in zip(inputs, expected, strict=True):
+            torch.testing.assert_close(logits(reloaded, tokens), one, atol=2e-5, rtol=1e-5)
+        assert trained_length(reloaded) == original_length
+    assert model.config.original_max_position_embeddings == original_length
+
+
+def test_a_rule_the_architecture_cannot_say_leaves_nothing(make_model, tmp_path):
+    model = make_model("phi3")
+    refused = pytest.raises(ValueError, match=r"Phi3Config cannot say DynamicNTK.*longrope")
+    with plug(model, frequency=DynamicNTK(factor=2.0, original_length=16)), refused:
+        export(model, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_export_leaves_nothing(make_model, tmp_path):
+    class FullDisk:
+        def save_pretrained(self, folder):
+            raise OSError("no space left")
+
+    (tmp_path / "there").mkdir()
+    for name in ("new", "there"):
+        with pytest.raises(OSError, match="no space left"):
+            export(make_model(), tmp_path / name, tokenizer=FullDisk())
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
+
+
+def test_the_trained_length_survives_beside_the_variant(make_model, tmp_path):
+    model = make_model()
+    with (
+        plug(model, frequency=NTKAware(factor=4.0), distance=ReRoPE(window=4)),
+        pytest.warns(UserWarning, match="without it"),
+    ):
+        path = export(model, tmp_path / "out").path
+    assert stored(path)["max_position_embeddings"] == 256
+    assert stored(path)["ropewalk"] == {"variant": "rerope:window=4", "trained_length": 64}
+    reloaded = AutoModelForCausalLM.from_pretrained(path)
+    assert trained_length(reloaded) == 64
+    # And once more.
+    with plug(reloaded, frequency=Default()):
+        again = export(reloaded, tmp_path / "again").path
+    assert trained_length(AutoModelForCausalLM.from_pretrained(again)) == 64
 
 
 def test_an_unplugged_model_is_written_as_it_is(architecture, make_model, tokens, tmp_path):
@@ -170,7 +233,8 @@ def test_a_distance_rule_is_noted_and_warned_about(make_model, tokens, tmp_path)
     again = stored(export(reloaded, tmp_path / "again").path)
     assert again["ropewalk"] == {"variant": report.variant}
     with plug(reloaded, frequency=NTKAware(factor=2.0)):
-        assert "ropewalk" not in stored(export(reloaded, tmp_path / "other").path)
+        other = stored(export(reloaded, tmp_path / "other").path)
+    assert other["ropewalk"] == {"trained_length": 64}
 
 
 def test_frequency_and_distance_together_reload_and_plug_to_the_same(
