@@ -1,6 +1,34 @@
 """Checks of the numbers that rules are made of, with errors that say what to write instead."""
 
 import math
+from numbers import Integral, Real
+
+import torch
+from torch import Tensor
+
+
+def require_number(owner: str, expected: str = "a number", **fields: float) -> None:
+    """Raises unless every field is an `int` or a `float`.
+
+    Scalars of numpy are refused: rules are written into JSON, compared and traced as they are.
+
+    Raises:
+        TypeError: a field is not a number.
+    """
+    for field, value in fields.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{owner}.{field}: expected {expected}, got {value!r}{_mend(value)}")
+
+
+def _mend(value: object) -> str:
+    """How to make a plain number of a foreign scalar."""
+    if isinstance(value, bool):
+        return ""
+    if isinstance(value, Integral):
+        return "; convert it with int(…)"
+    if isinstance(value, Real) or (isinstance(value, Tensor) and value.ndim == 0):
+        return "; convert it with float(…)"
+    return ""
 
 
 def require_positive(owner: str, **fields: float) -> None:
@@ -10,9 +38,8 @@ def require_positive(owner: str, **fields: float) -> None:
         TypeError: a field is not a number.
         ValueError: a field is zero, negative, infinite or not a number (NaN).
     """
+    require_number(owner, "a number > 0", **fields)
     for field, value in fields.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"{owner}.{field}: expected a number > 0, got {value!r}")
         # Comparisons, not math.isfinite: they can be traced, and NaN fails them too.
         if not 0 < value < math.inf:
             raise ValueError(f"{owner}.{field}: expected a finite number > 0, got {value!r}")
@@ -27,9 +54,38 @@ def require_integer(owner: str, minimum: int, **fields: int) -> None:
     """
     for field, value in fields.items():
         if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{owner}.{field}: expected an integer ≥ {minimum}, got {value!r}")
+            raise TypeError(
+                f"{owner}.{field}: expected an integer ≥ {minimum}, got {value!r}{_mend(value)}"
+            )
         if value < minimum:
             raise ValueError(f"{owner}.{field}: expected an integer ≥ {minimum}, got {value!r}")
+
+
+def require_length(length: int | Tensor | None) -> None:
+    """Raises unless `length` is None, an integer of at least 1 or a 0-d tensor of integers.
+
+    A tensor's value is never looked at, because it may be traced.
+
+    Raises:
+        TypeError: it is not an integer, or a tensor of anything but integers.
+        ValueError: it is below 1, or a tensor of several numbers.
+    """
+    if isinstance(length, Tensor):
+        if length.ndim != 0:
+            raise ValueError(
+                f"length: expected one number, a 0-d tensor, got shape {tuple(length.shape)}"
+            )
+        if length.dtype == torch.bool or length.is_complex():
+            raise TypeError(f"length: expected a tensor of one integer, got {length.dtype}")
+    # A size of a traced tensor is a SymInt, positive by construction.
+    elif length is not None and not isinstance(length, torch.SymInt):
+        if isinstance(length, bool) or not isinstance(length, int):
+            raise TypeError(
+                "length: expected the tokens in the context, an integer ≥ 1 or a 0-d tensor, "
+                f"got {length!r}{_mend(length)}"
+            )
+        if length < 1:
+            raise ValueError(f"length: expected an integer ≥ 1, got {length!r}")
 
 
 def require_base(base: float) -> None:

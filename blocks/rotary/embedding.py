@@ -13,7 +13,12 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
-from ropewalk.blocks.rotary.checks import require_base, require_integer, require_rotary_dim
+from ropewalk.blocks.rotary.checks import (
+    require_base,
+    require_integer,
+    require_number,
+    require_rotary_dim,
+)
 from ropewalk.blocks.rotary.frequency import Default, FrequencyRule
 from ropewalk.kernels.rotary import LAYOUTS, Layout, rotate
 
@@ -35,8 +40,9 @@ def cosine_sine(
         cos and sin, float32 (float64 for float64 positions).
 
     Raises:
-        TypeError: the positions are half-precision, complex or boolean.
+        TypeError: the positions are no tensor, or half-precision, complex or boolean.
     """
+    _require_tensor(positions)
     if positions.dtype in (torch.bfloat16, torch.float16, torch.bool) or positions.is_complex():
         raise TypeError(
             f"positions: expected integers or float32/float64, got {positions.dtype}, which cannot "
@@ -47,6 +53,30 @@ def cosine_sine(
     if isinstance(attention_factor, float) and attention_factor == 1.0:
         return angles.cos(), angles.sin()
     return angles.cos() * attention_factor, angles.sin() * attention_factor
+
+
+def _require_tensor(positions: object) -> None:
+    if not isinstance(positions, Tensor):
+        raise TypeError(
+            f"positions: expected a tensor, got {type(positions).__name__}; build it with "
+            "torch.arange(…) or torch.tensor(…)"
+        )
+
+
+def _require_position_per_token(positions: Tensor, x: Tensor) -> None:
+    if x.ndim < 2 or positions.ndim < 1 or positions.shape[-1] != x.shape[-2]:
+        raise ValueError(
+            "positions: expected (seq,) or (batch, seq) for x (…, heads, seq, head_dim) of shape "
+            f"{tuple(x.shape)}, got {tuple(positions.shape)}"
+        )
+    batch = tuple(x.shape[:-3])
+    given = tuple(positions.shape[:-1])
+    pairs = zip(given[::-1], batch[::-1], strict=False)
+    if len(given) > len(batch) or any(n not in (1, size) for n, size in pairs):
+        raise ValueError(
+            f"positions: expected ({x.shape[-2]},) or a row of positions for each sequence, "
+            f"{(*batch, x.shape[-2])}, got {tuple(positions.shape)}"
+        )
 
 
 class RotaryEmbedding(nn.Module):
@@ -67,7 +97,7 @@ class RotaryEmbedding(nn.Module):
         rotary_fraction: the leading int(head_dim · rotary_fraction) dimensions are rotated.
 
     Raises:
-        TypeError: `frequency` is not a frequency rule.
+        TypeError: `frequency` is not a frequency rule, or a number is none.
         ValueError: an odd rotary dimension, a fraction outside (0, 1], an unknown layout, or a
             base not above 1.
     """
@@ -96,6 +126,7 @@ class RotaryEmbedding(nn.Module):
             raise ValueError(
                 f"RotaryEmbedding.layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}"
             )
+        require_number("RotaryEmbedding", rotary_fraction=rotary_fraction)
         if not 0 < rotary_fraction <= 1:
             raise ValueError(
                 f"RotaryEmbedding.rotary_fraction: expected 0 < fraction ≤ 1, got {rotary_fraction}"
@@ -152,8 +183,9 @@ class RotaryEmbedding(nn.Module):
             times the attention factor.
 
         Raises:
-            TypeError: the positions are half-precision.
+            TypeError: the positions are no tensor, or half-precision.
         """
+        _require_tensor(positions)
         if length is None and self.frequency.depends_on_length and positions.numel() > 0:
             length = positions.max() + 1
         frequencies = self.inverse_frequencies(length).to(positions.device)
@@ -175,7 +207,13 @@ class RotaryEmbedding(nn.Module):
 
         Returns:
             The rotated tensor in the dtype of `x`; computed in float32 (float64 for float64 `x`).
+
+        Raises:
+            TypeError: the positions are no tensor, or half-precision.
+            ValueError: there is not one position for every token.
         """
+        _require_tensor(positions)
+        _require_position_per_token(positions, x)
         cos, sin = self(positions, length=length)
         if positions.ndim > 1:
             cos, sin = cos.unsqueeze(-3), sin.unsqueeze(-3)

@@ -23,7 +23,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ropewalk.blocks.rotary.checks import require_base, require_positive, require_rotary_dim
+from ropewalk.blocks.rotary.checks import (
+    require_base,
+    require_length,
+    require_positive,
+    require_rotary_dim,
+)
 
 
 def default_frequencies(
@@ -78,12 +83,22 @@ class FrequencyRule(ABC):
             on the device of a tensor `length` if the rule depends on it.
 
         Raises:
-            TypeError: `rotary_dim` is not an integer or `base` is not a number.
-            ValueError: `rotary_dim` is odd or too small, or `base` is not above 1.
+            TypeError: `rotary_dim` or `length` is not an integer or `base` is not a number.
+            ValueError: `rotary_dim` is odd or too small, `base` is not above 1, `length` is below
+                1, or the rule's numbers are so extreme that a frequency is not finite.
         """
         require_rotary_dim(rotary_dim, self.minimum_rotary_dim)
         require_base(base)
-        return self._inverse_frequencies(rotary_dim, base, length)
+        require_length(length)
+        frequencies = self._inverse_frequencies(rotary_dim, base, length)
+        # Values can be read only where nothing is traced, fake or on another device.
+        readable = not (torch.compiler.is_compiling() or isinstance(length, Tensor))
+        if readable and type(frequencies) is Tensor and not frequencies.isfinite().all():
+            raise ValueError(
+                f"{self}: expected finite frequencies in float32, got {frequencies.tolist()}; its "
+                "factors are too small or too large"
+            )
+        return frequencies
 
     @abstractmethod
     def _inverse_frequencies(

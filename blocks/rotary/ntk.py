@@ -21,9 +21,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ropewalk.blocks.rotary.checks import require_integer, require_positive, require_rotary_dim
+from ropewalk.blocks.rotary.checks import (
+    require_integer,
+    require_number,
+    require_positive,
+    require_rotary_dim,
+)
 from ropewalk.blocks.rotary.frequency import FrequencyRule, default_frequencies
 from ropewalk.blocks.rotary.longrope import LongRoPE
+
+FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -43,8 +50,12 @@ class NTKAware(FrequencyRule):
         require_positive("NTKAware", factor=self.factor)
 
     def scaled_base(self, rotary_dim: int, base: float) -> float:
-        """The enlarged base, base·factor^(d/(d−2))."""
-        return base * self.factor ** (rotary_dim / (rotary_dim - 2))
+        """The enlarged base, base·factor^(d/(d−2)).
+
+        Raises:
+            ValueError: it is beyond the greatest float.
+        """
+        return _scaled_base("NTKAware", rotary_dim, base, self.factor)
 
     def _inverse_frequencies(
         self, rotary_dim: int, base: float, length: int | Tensor | None
@@ -80,8 +91,11 @@ class NTKMixed(FrequencyRule):
     def __post_init__(self) -> None:
         require_positive("NTKMixed", factor=self.factor)
         # 0 is meaningful (linear), so this is the one parameter that need not be positive.
-        if self.exponent != 0:
-            require_positive("NTKMixed", exponent=self.exponent)
+        require_number("NTKMixed", "a number ≥ 0", exponent=self.exponent)
+        if not 0 <= self.exponent < math.inf:
+            raise ValueError(
+                f"NTKMixed.exponent: expected a finite number ≥ 0, got {self.exponent!r}"
+            )
 
     def _inverse_frequencies(
         self, rotary_dim: int, base: float, length: int | Tensor | None
@@ -162,13 +176,14 @@ class DynamicNTK(FrequencyRule):
     ) -> Float[Tensor, " pairs"]:
         if length is None:
             return default_frequencies(rotary_dim, base)
-        power = rotary_dim / (rotary_dim - 2)
         if isinstance(length, Tensor):
+            power = rotary_dim / (rotary_dim - 2)
             ratio = length.to(torch.float32).clamp(min=self.original_length) / self.original_length
             scale = 1 + self.factor * (ratio - 1)
             return default_frequencies(rotary_dim, base * scale**power, device=length.device)
         ratio = max(length, self.original_length) / self.original_length
-        return default_frequencies(rotary_dim, base * (1 + self.factor * (ratio - 1)) ** power)
+        scale = 1 + self.factor * (ratio - 1)
+        return default_frequencies(rotary_dim, _scaled_base("DynamicNTK", rotary_dim, base, scale))
 
     def to_rope_parameters(
         self,
@@ -188,6 +203,21 @@ class DynamicNTK(FrequencyRule):
             "factor": self.factor,
             "original_max_position_embeddings": self.original_length,
         }
+
+
+def _scaled_base(owner: str, rotary_dim: int, base: float, scale: float) -> float:
+    """base·scale^(d/(d−2))."""
+    try:
+        scaled = base * scale ** (rotary_dim / (rotary_dim - 2))
+    except OverflowError:
+        scaled = math.inf
+    # Frequencies are float32, and a base beyond float32 would stop all planes but the first.
+    if not scaled <= FLOAT32_MAX:
+        raise ValueError(
+            f"{owner}: expected a base that float32 can hold, but a factor of {scale!r} scales "
+            f"base {base!r} beyond it at rotary_dim {rotary_dim}; choose a smaller factor"
+        )
+    return scaled
 
 
 def _mixed_stretch(rotary_dim: int, factor: float, exponent: float) -> Float[Tensor, " pairs"]:

@@ -59,8 +59,9 @@ def rope_tie_positions(
             parts.append(last + (grid_coordinates(height, width, device=device) + 1) * spacing)
             # The next token stands at the far corner, so the last position taken is one before.
             last += (width + 1) * (height + 1) - 1
-        elif isinstance(segment, int):
-            require_integer("segments", 1, **{f"[{number}]": segment})
+        elif isinstance(segment, int) and not isinstance(segment, bool):
+            if segment < 1:
+                raise ValueError(f"segments[{number}]: expected an integer ≥ 1, got {segment!r}")
             text = torch.arange(last + 1, last + 1 + segment, device=device)
             parts.append(text[:, None].expand(-1, 2))
             last += segment

@@ -251,6 +251,7 @@ def test_compiles_with_the_default_backend():
         ((10,), {"rotary_fraction": 0.5}, ValueError, "rotary_dim: .* got 5"),
         ((8,), {"rotary_fraction": 0.0}, ValueError, "expected 0 < fraction ≤ 1, got 0.0"),
         ((8,), {"rotary_fraction": 1.5}, ValueError, "expected 0 < fraction ≤ 1, got 1.5"),
+        ((10,), {"rotary_fraction": "a"}, TypeError, "rotary_fraction: expected a number, got 'a'"),
         ((8,), {"layout": "neox"}, ValueError, "expected one of half, interleaved, got 'neox'"),
         ((8,), {"base": 0.0}, ValueError, "base: expected"),
         ((8,), {"frequency": "yarn"}, TypeError, "expected a frequency rule .* got 'yarn'"),
@@ -267,3 +268,26 @@ def test_compiles_with_the_default_backend():
 def test_bad_input(arguments, options, error, message):
     with pytest.raises(error, match=message):
         RotaryEmbedding(*arguments, **options)
+
+
+X = torch.zeros(2, 4, 5, 8)
+
+
+@pytest.mark.parametrize(
+    ("positions", "error", "message"),
+    [
+        ([0, 1, 2, 3, 4], TypeError, "positions: expected a tensor, got list; build it with"),
+        (torch.arange(4), ValueError, r"expected \(seq,\).*\(2, 4, 5, 8\), got \(4,\)"),
+        (torch.tensor(3), ValueError, r"expected \(seq,\).* got \(\)"),
+        (torch.zeros(3, 5).long(), ValueError, r"each sequence, \(2, 5\), got \(3, 5\)"),
+        (torch.zeros(1, 2, 5).long(), ValueError, r"got \(1, 2, 5\)"),
+        (torch.zeros(5).half(), TypeError, "got torch.float16"),
+    ],
+)
+@pytest.mark.parametrize("frequency", [None, DynamicNTK(2.0, 512)])
+def test_bad_positions(positions, error, message, frequency):
+    with pytest.raises(error, match=message):
+        RotaryEmbedding(8, frequency=frequency).rotate(X, positions)
+    if error is TypeError:
+        with pytest.raises(error, match=message):
+            RotaryEmbedding(8, frequency=frequency)(positions)

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig
@@ -209,6 +210,14 @@ def test_bad_parameters(make, message):
         (Linear, ("8",), "Linear.factor: expected a number > 0, got '8'"),
         (Linear, (True,), "got True"),
         (DynamicNTK, (2.0, 512.5), "original_length: expected an integer ≥ 1, got 512.5"),
+        (Linear, (np.float32(2),), r"expected a number > 0, got .*2.0.*convert it with float\("),
+        (Linear, (torch.tensor(2.0),), r"convert it with float\("),
+        (NTKMixed, (2.0, "a"), "NTKMixed.exponent: expected a number ≥ 0, got 'a'"),
+        (
+            DynamicNTK,
+            (2.0, np.int64(8)),
+            r"expected an integer ≥ 1, got .*8.*convert it with int\(",
+        ),
         (LongRoPE, ([], [], 512), r"short_factor: expected a list of numbers.* got \[\]"),
         (LongRoPE, ("12", "12", 512), "short_factor: expected a list of numbers"),
     ],
@@ -249,3 +258,38 @@ def test_exhaustive_combinations_of_yarn_stay_between_default_and_linear():
             default = Default().inverse_frequencies(dim, base)
             assert (frequencies <= default * (1 + 1e-6)).all()
             assert (frequencies >= default / factor * (1 - 1e-6)).all()
+
+
+@pytest.mark.parametrize("rule", every_rule(8), ids=lambda rule: rule.name)
+def test_bad_lengths(rule):
+    for length in ("a", 2.0, True, torch.tensor(True)):
+        with pytest.raises(TypeError, match="length: expected"):
+            rule.inverse_frequencies(8, 1e4, length)
+    for length in (0, -5, torch.tensor([5, 6])):
+        with pytest.raises(ValueError, match="length: expected"):
+            rule.inverse_frequencies(8, 1e4, length)
+    with pytest.raises(TypeError, match=r"convert it with int\("):
+        rule.inverse_frequencies(8, 1e4, np.int64(600))
+
+
+@pytest.mark.parametrize(
+    ("rule", "length"),
+    [
+        (NTKAware(1e300), None),
+        (NTKAware(1e40), None),
+        (DynamicNTK(1e300, 16), 1000),
+        (Linear(1e-300), None),
+        (NTKFixed(1e-300), None),
+        (LongRoPE([1e-300] * 4, [1.0] * 4, 16), 8),
+    ],
+    ids=str,
+)
+def test_factors_beyond_float32(rule, length):
+    with pytest.raises(ValueError, match=r"too large|smaller factor"):
+        rule.inverse_frequencies(8, 1e4, length)
+
+
+def test_negative_exponents_of_the_mixture():
+    for exponent in (-1, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=r"NTKMixed\.exponent: expected a finite number ≥ 0"):
+            NTKMixed(2, exponent=exponent)

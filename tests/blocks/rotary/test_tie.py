@@ -49,7 +49,8 @@ def test_images_in_a_row_and_at_the_start():
     ("segments", "error", "message"),
     [
         ([], ValueError, "expected at least one"),
-        ([0], ValueError, "expected an integer ≥ 1, got 0"),
+        ([4, 0], ValueError, r"^segments\[1\]: expected an integer ≥ 1, got 0"),
+        ([True], TypeError, r"segments\[0\]: expected a number of text tokens or.*got True"),
         ([3, (0, 2)], ValueError, r"segments\[1\].height: expected an integer ≥ 1, got 0"),
         ([3, (2.0, 2)], TypeError, r"segments\[1\].height"),
         ([3, (2, 2, 2)], TypeError, r"segments\[1\]: expected a number of text tokens or"),
