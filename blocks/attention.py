@@ -19,6 +19,7 @@ from ropewalk.kernels.rotary_attention import (
     QueryScale,
     Rotary,
     rotary_attention,
+    validation,
 )
 
 __all__ = ["KeyValueCache", "RotaryAttention"]
@@ -52,6 +53,7 @@ class RotaryAttention(nn.Module):
 
     Raises:
         ValueError: sizes that do not divide, or a rotary wider than a head.
+        TypeError: a rotary, a distance rule or a log n of the wrong kind, such as a class.
     """
 
     def __init__(
@@ -86,13 +88,12 @@ class RotaryAttention(nn.Module):
             )
         self.dim, self.heads, self.kv_heads = dim, heads, kv_heads
         self.head_dim = dim // heads if head_dim is None else head_dim
-        if rotary is not None and rotary.rotary_dim > self.head_dim:
-            raise ValueError(
-                f"rotary_dim must be at most head_dim {self.head_dim}, got {rotary.rotary_dim}; "
-                f"build the rotary embedding for head_dim {self.head_dim}"
-            )
         self.rotary = rotary
         self.distance: DistanceRule = Plain() if distance is None else distance
+        # That the parts fit each other is left to the call, because each may be assigned later.
+        validation.check_rotary(rotary, self.head_dim, branches=1)
+        validation.check_rule(self.distance, causal=True)
+        validation.check_log_n(log_n)
         self.log_n = log_n
         self.causal, self.sliding_window, self.softcap = causal, sliding_window, softcap
         self.backend: Backend = backend

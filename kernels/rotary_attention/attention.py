@@ -78,8 +78,10 @@ def rotary_attention(
         sliding_window: hide keys at this distance and beyond.
         softcap: c, bounds scores by c·tanh(s/c).
         sinks: a logit per head that takes probability and has no value.
-        key_lengths: keys from this index on are hidden, as in a cache that is not full.
-        attention_mask: boolean (True is visible) or additive.
+        key_lengths: keys from this index on are hidden, as in a cache that is not full. Lengths
+            above the number of keys mean all of them, lengths below 0 none.
+        attention_mask: boolean (True is visible) or additive. Values at the least number of the
+            mask's dtype hide a key as −∞ does: many libraries write them for that.
         length: context length for frequency rules that depend on it; by default one more than the
             greatest key position.
         return_logsumexp: also return the softmax's normaliser.
@@ -98,6 +100,7 @@ def rotary_attention(
     validation.check_tensors(query, key, value)
     validation.check_rule(distance, causal=causal)
     validation.check_rotary(rotary, query.shape[-1], len(distance.branches))
+    validation.check_log_n(log_n)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
     validation.check_numbers(scale, sliding_window, softcap)
     validation.check_sinks(sinks, query)
@@ -108,7 +111,11 @@ def rotary_attention(
     queries, keys = query.shape[-2], key.shape[-2]
     by_index = query_positions is None and key_positions is None and key_lengths is None
     if length is None:
-        length = keys if key_positions is None else key_positions.amax() + 1
+        # Without any key there is a context of no tokens, whose length no rule could use.
+        if key_positions is None or keys == 0:
+            length = max(keys, 1)
+        else:
+            length = key_positions.amax() + 1
     key_at = _key_positions(key_positions, query, keys)
     query_at = _query_positions(query_positions, query, key_at, key_lengths)
     frequencies, factor = _frequencies(rotary, length, query)
@@ -208,7 +215,7 @@ def _query_positions(
         return back[None] - 1
     if key_lengths is None:
         return key_at[:, -1:] + back
-    last = (key_lengths[:, None].long() - 1).clamp(min=0)
+    last = (key_lengths[:, None].long() - 1).clamp(0, key_at.shape[-1] - 1)
     return key_at.expand(query.shape[0], -1).gather(1, last) + back
 
 

@@ -113,6 +113,15 @@ def mask_rows(mask: Tensor, start: int, stop: int) -> Tensor:
     return mask if mask.shape[-2] == 1 else mask[..., start:stop, :]
 
 
+def mask_shows(mask: Tensor) -> Tensor:
+    """Where a boolean or additive mask leaves a pair visible.
+
+    An additive mask hides by −∞ or by the least finite number of its dtype, which many write for
+    it: taken as a bias, that would give keys that nobody should see their own softmax.
+    """
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min
+
+
 def block_index(positions: Tensor, unit: int) -> Tensor:
     """floor(position / unit) of integer or float positions."""
     if unit == 1:
@@ -157,7 +166,7 @@ def key_runs(
         masked |= index >= v.key_lengths.amin()
     if v.attention_mask is not None:
         rows = mask_rows(v.attention_mask, start, stop)[..., first:end]
-        seen = rows if rows.dtype == torch.bool else rows != -torch.inf
+        seen = mask_shows(rows)
         plain = rows if rows.dtype == torch.bool else rows == 0
         hidden |= ~seen.flatten(0, 2).any(0)
         masked |= ~plain.flatten(0, 2).all(0)

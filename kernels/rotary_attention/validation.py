@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from ropewalk.kernels.rotary_attention.protocols import DistanceRule, Rotary
+from ropewalk.kernels.rotary_attention.protocols import DistanceRule, QueryScale, Rotary
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # The protocols' members: compilers can trace hasattr, but not isinstance of a protocol.
@@ -14,7 +14,14 @@ DISTANCE_RULE = ("branches", "edges", "unit")
 
 
 def _has(thing: object, members: tuple[str, ...]) -> bool:
-    return all(hasattr(thing, member) for member in members)
+    return not isinstance(thing, type) and all(hasattr(thing, member) for member in members)
+
+
+def _kind(thing: object) -> str:
+    """What came instead; a class where an instance is meant is the likeliest slip."""
+    if isinstance(thing, type):
+        return f"the class {thing.__name__} itself; call it to make an instance"
+    return type(thing).__name__
 
 
 def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
@@ -73,8 +80,7 @@ def check_rotary(rotary: Rotary | None, head_dim: int, branches: int) -> None:
     if not _has(rotary, ROTARY):
         raise TypeError(
             f"rotary must have rotary_dim, layout, inverse_frequencies and attention_factor, as "
-            f"RotaryEmbedding has, got {type(rotary).__name__}; rotate by it beforehand and pass "
-            f"rotary=None"
+            f"RotaryEmbedding has, got {_kind(rotary)}; or rotate beforehand and pass rotary=None"
         )
     if rotary.rotary_dim % 2 or not 0 < rotary.rotary_dim <= head_dim:
         raise ValueError(
@@ -103,7 +109,8 @@ def check_rule(rule: DistanceRule, *, causal: bool) -> None:
     """Branches, edges and unit of a distance rule."""
     if not _has(rule, DISTANCE_RULE):
         raise TypeError(
-            f"distance must have branches, edges and unit, as ReRoPE has, got {type(rule).__name__}"
+            f"distance must have branches, edges and unit, as ReRoPE(window=…) has, "
+            f"got {_kind(rule)}"
         )
     if len(rule.edges) != len(rule.branches) - 1:
         raise ValueError(
@@ -121,6 +128,14 @@ def check_rule(rule: DistanceRule, *, causal: bool) -> None:
         raise ValueError(
             f"a distance rule of {len(rule.branches)} branches is defined for keys that come "
             f"before the query only, got causal=False; pass causal=True or the plain rule"
+        )
+
+
+def check_log_n(log_n: QueryScale | None) -> None:
+    """A function of positions."""
+    if log_n is not None and (isinstance(log_n, type) or not callable(log_n)):
+        raise TypeError(
+            f"log_n must be a function of positions such as LogN(length=512), got {_kind(log_n)}"
         )
 
 

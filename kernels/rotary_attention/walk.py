@@ -16,6 +16,7 @@ from ropewalk.kernels.rotary_attention.schedule import (
     branch_of_pairs,
     hidden_pairs,
     mask_rows,
+    mask_shows,
     pieces,
 )
 
@@ -122,8 +123,7 @@ class Walk:
             mask = mask_rows(visibility.attention_mask, start, stop)[..., run.start : run.stop]
             heads = (self.kv_heads, self.groups) if mask.shape[1] != 1 else (1, 1)
             mask = mask.reshape(mask.shape[0], *heads, *mask.shape[2:])
-            if mask.dtype == torch.bool:
-                grouped.masked_fill_(~mask, -torch.inf)
-            else:
+            if mask.dtype != torch.bool:
                 grouped.add_(mask.to(scores.dtype))
+            grouped.masked_fill_(~mask_shows(mask), -torch.inf)
         grouped.masked_fill_(hidden_pairs(visibility, piece)[:, None, None], -torch.inf)

@@ -233,6 +233,20 @@ def test_sizes_that_do_not_fit(options, message):
         RotaryAttention(32, **options, rotary=RotaryEmbedding(8))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rotary": "a"}, "rotary must have rotary_dim.*got str"),
+        ({"rotary": RotaryEmbedding}, "the class RotaryEmbedding itself; call it"),
+        ({"distance": ReRoPE}, "distance must have branches.*the class ReRoPE itself; call it"),
+        ({"log_n": 512}, "log_n must be a function.*got int"),
+    ],
+)
+def test_parts_of_the_wrong_kind(options, message):
+    with pytest.raises(TypeError, match=message):
+        RotaryAttention(32, 4, **{"rotary": RotaryEmbedding(8), **options})
+
+
 def test_repr_shows_what_differs_from_plain():
     module = layer(distance=ReRoPE(5), softcap=3.0)
     assert "heads=4, kv_heads=2, distance=ReRoPE(window=5), softcap=3.0" in repr(module)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from ropewalk.blocks.rotary import DualChunk, Plain, ReRoPE, RotaryEmbedding
+from ropewalk.blocks.rotary import DualChunk, LogN, Plain, ReRoPE, RotaryEmbedding
 from ropewalk.kernels.rotary_attention import Branch, rotary_attention
 
 ROTARY = RotaryEmbedding(8)
@@ -59,6 +59,10 @@ OPTIONS = {
     "bidirectional": ({"distance": ReRoPE(3), "causal": False}, "2 branches.*causal=False"),
     "bidirectional chunks": ({"distance": DualChunk(8, 2), "causal": False}, "3 branches"),
     "not a rotary": ({"rotary": "rope"}, "rotary must have.*got str"),
+    "class of a rule": ({"distance": ReRoPE}, "branches.*the class ReRoPE itself; call it"),
+    "class of a rotary": ({"rotary": BadRotary}, "rotary must have.*the class BadRotary itself"),
+    "class of log_n": ({"log_n": LogN}, "log_n must be a function.*the class LogN itself"),
+    "number for log_n": ({"log_n": 512}, r"log_n must be a function.*LogN\(length=512\), got int"),
     "odd rotary": ({"rotary": BadRotary(7)}, "even.*got 7"),
     "wide rotary": ({"rotary": BadRotary(10)}, "at most head_dim 8, got 10"),
     "layout": ({"rotary": BadRotary(layout="pairs")}, "'half' or 'interleaved', got 'pairs'"),

@@ -240,16 +240,16 @@ def test_meta_and_fake_tensors(inputs, rule):
 
 def test_far_keys_are_not_rotated_in_decoding(inputs, monkeypatch):
     """ReRoPE's cache is raw beyond the window; a step rotates only the window's keys."""
-    from ropewalk.kernels.rotary_attention import reference
+    from ropewalk.kernels.rotary_attention import problem
 
     rotated = Counter()
-    rotate = reference.rotate
+    rotate = problem.rotate
 
     def spy(x, cos, sin, layout):
         rotated[x.shape[2]] += 1
         return rotate(x, cos, sin, layout=layout)
 
-    monkeypatch.setattr(reference, "rotate", spy)
+    monkeypatch.setattr(problem, "rotate", spy)
     rotary_attention(*inputs(queries=1, keys=300).make(), rotary=ROTARY, distance=ReRoPE(window=20))
     assert rotated == {1: 2, 20: 1}
 

@@ -7,7 +7,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ropewalk.blocks.rotary import LogN, Plain, ReRoPE, RotaryEmbedding, SelfExtend, YaRN
+from ropewalk.blocks.rotary import (
+    DynamicNTK,
+    LogN,
+    Plain,
+    ReRoPE,
+    RotaryEmbedding,
+    SelfExtend,
+    YaRN,
+)
 from ropewalk.kernels.rotary_attention import reference, rotary_attention, schedule, walk
 
 
@@ -121,10 +129,40 @@ def test_masks(oracle, inputs, rule, heads, rows):
     compare(oracle, inputs().make(grad=True), rule, attention_mask=bias)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_least_number_of_a_mask_hides(oracle, inputs, rule, dtype):
+    """Rows that see nothing give zeros then, too, and not the mean of what is hidden."""
+    visible = torch.rand(2, 1, 19, 19, generator=torch.Generator().manual_seed(3)) < 0.7
+    visible[1, :, 4:7] = False
+    bias = torch.zeros(visible.shape, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
+    tensors = inputs().make(grad=True)
+    options = {"rotary": RotaryEmbedding(8), "distance": rule[0], "return_logsumexp": True}
+    results = [
+        (*found, *torch.autograd.grad(found[0].sum(), tensors))
+        for found in (
+            rotary_attention(*tensors, attention_mask=mask, **options) for mask in (bias, visible)
+        )
+    ]
+    for got, wanted in zip(*results, strict=True):
+        assert torch.equal(got, wanted)
+    assert (results[0][0][1, :, 4:7] == 0).all()
+    expected = oracle(*tensors, rotary=options["rotary"], relative=rule[1], attention_mask=visible)
+    torch.testing.assert_close(results[0][0], expected[0], rtol=0, atol=1e-12)
+
+
 def test_cache_lengths_by_row(oracle, inputs, rule):
     lengths = torch.tensor([11, 19])
     compare(oracle, inputs(queries=3).make(grad=True), rule, key_lengths=lengths)
     compare(oracle, inputs(queries=1).make(grad=True), rule, key_lengths=lengths)
+
+
+def test_lengths_beyond_the_keys_mean_all_of_them(inputs, rule):
+    tensors = inputs(queries=3).make()
+    options = {"rotary": RotaryEmbedding(8), "distance": rule[0]}
+    for lengths, same in (([30, 19], [19, 19]), ([-4, 7], [0, 7])):
+        got = rotary_attention(*tensors, key_lengths=torch.tensor(lengths), **options)
+        wanted = rotary_attention(*tensors, key_lengths=torch.tensor(same), **options)
+        assert torch.equal(got, wanted)
 
 
 @pytest.mark.parametrize("options", [{}, {"sliding_window": 4}, {"softcap": 2.0}], ids=str)
@@ -160,6 +198,17 @@ def test_rows_that_see_nothing_give_zeros(inputs, rule):
     gradients = torch.autograd.grad(output.sum(), (q, k, v))
     assert all(g.isfinite().all() for g in gradients)
     assert (gradients[0][1, :, 4:7] == 0).all()
+
+
+def test_no_keys_at_all_under_a_rule_of_the_length(inputs):
+    rotary = RotaryEmbedding(8, frequency=DynamicNTK(2.0, 16))
+    for positions in (None, torch.arange(0)):
+        assert (
+            rotary_attention(
+                *inputs(keys=0).make(), rotary=rotary, distance=ReRoPE(3), key_positions=positions
+            )
+            == 0
+        ).all()
 
 
 def test_no_keys_at_all(inputs):
