@@ -112,10 +112,8 @@ def rotary_attention(
     by_index = query_positions is None and key_positions is None and key_lengths is None
     if length is None:
         # Without any key there is a context of no tokens, whose length no rule could use.
-        if key_positions is None or keys == 0:
-            length = max(keys, 1)
-        else:
-            length = key_positions.amax() + 1
+        by_count = max(keys, 1)
+        length = by_count if key_positions is None or keys == 0 else key_positions.amax() + 1
     key_at = _key_positions(key_positions, query, keys)
     query_at = _query_positions(query_positions, query, key_at, key_lengths)
     frequencies, factor = _frequencies(rotary, length, query)

@@ -52,6 +52,8 @@ def _fused(walk: Walk, piece: Piece) -> tuple[Tensor, Tensor]:
         walk.value[:, :, run.start : run.stop],
         scale=1.0,
     )
+    if walk.groups == 1:  # rows are heads already, and the kernel's layout need not be undone
+        return output, logsumexp.unsqueeze(-1)
     return walk.by_head(output.contiguous()), walk.by_head(logsumexp.contiguous()).unsqueeze(-1)
 
 

@@ -60,5 +60,5 @@ class RunningSoftmax:
 
     def finish(self) -> tuple[Tensor, Tensor]:
         # A row that sees no key has a total of 0: its output is 0 and its logsumexp −∞.
-        output = self.values / self.total.masked_fill(self.total == 0, 1.0)
+        output = self.values.div_(self.total.masked_fill(self.total == 0, 1.0))
         return output, (self.maximum + self.total.log()).squeeze(-1)
