@@ -25,7 +25,8 @@ app = typer.Typer(
 )
 
 Threads = Annotated[
-    int | None, typer.Option(help="Processor threads; as many as may be used by default.", min=1)
+    int | None,
+    typer.Option(help="Processor threads; as many as may be used by default.", min=1, max=1024),
 ]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
@@ -108,7 +109,8 @@ def eval_command(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Measures variants on a model over context lengths; continues a run that was stopped."""
-    from ropewalk.evals.request import TASKS, Request
+    from ropewalk.evals.request import Request
+    from ropewalk.evals.tasks.registry import TASKS
 
     request = Request(
         out=out or Path("runs") / (Path(model).name or "model"),

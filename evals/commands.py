@@ -23,12 +23,18 @@ def evaluate_and_report(request: Request) -> None:
 
 def report_run(folder: Path) -> None:
     """Prints the table and the conclusion of a run and draws its report."""
-    from ropewalk.evals.report import conclusion, terminal_tables, write_report
+    from ropewalk.evals.report import (
+        conclusion,
+        terminal_settings,
+        terminal_tables,
+        write_report,
+    )
 
     summary, written = write_report(folder)
     console = _console()
     console.print(f"{summary.model}, trained at {summary.trained_length} tokens", style="bold")
     console.print(Columns(terminal_tables(summary), padding=(0, 4)))
+    console.print(terminal_settings(summary))
     console.print(conclusion(summary), highlight=False, soft_wrap=True)
     console.print(
         "written: " + ", ".join(map(str, written)), style="dim", highlight=False, soft_wrap=True
@@ -99,7 +105,7 @@ def export_model(
             # What the warnings say stands in the report's notes, which are printed below.
             warnings.simplefilter("ignore")
             report = export(model, out, tokenizer=source.tokenizer)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OverflowError, OSError) as error:
         raise InputError(one_line(error)) from error
     console = _console()
     console.print(f"written: {out}", highlight=False)

@@ -107,18 +107,21 @@ def open_model(name: str, *, trust_remote_code: bool = False) -> ModelSource:
     with quiet_transformers():
         try:
             config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code)
+            if local and not _has_tokenizer(folder):
+                raise InputError(f"model folder {name!r} has no tokenizer")
             tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code)
+        except InputError:
+            raise
         except Exception as error:
             raise InputError(f"cannot open model {name!r}: {one_line(error)}") from error
     check_has_rope(config, name)
-    native = getattr(config, "ropewalk", None) or {}
     return ModelSource(
         name=name,
         location=location,
         config=config,
         tokenizer=tokenizer,
         trained_length=_trained_length(config, name),
-        native=parse_variant(native.get("variant", ROPE)),
+        native=_native_variant(config, name),
         fingerprint=_folder_fingerprint(folder) if local else _hub_fingerprint(config),
         trust_remote_code=trust_remote_code,
     )
@@ -142,6 +145,8 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.partition(":")[0] == "meta":
+        raise InputError("device 'meta' holds no values, so nothing can be measured on it")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -169,6 +174,31 @@ def _trained_length(config: Any, name: str) -> int:
         return trained_length(cast("nn.Module", SimpleNamespace(config=config)))
     except ValueError as error:
         raise InputError(f"model {name!r}: {one_line(error)}") from error
+
+
+def _native_variant(config: Any, name: str) -> Variant:
+    """The variant that a configuration says the model was trained to be run with."""
+    noted = getattr(config, "ropewalk", None)
+    if noted is None:
+        return parse_variant(ROPE)
+    written = noted.get("variant", ROPE) if isinstance(noted, dict) else noted
+    if not isinstance(noted, dict) or not isinstance(written, str):
+        raise InputError(
+            f"model {name!r} says it was trained with {one_line(ValueError(repr(written)))}; the "
+            'key "ropewalk" of its config.json must look like {"variant": "rerope:window=128"}'
+        )
+    try:
+        return parse_variant(written)
+    except ValueError as error:
+        raise InputError(
+            f"model {name!r} says it was trained with {written!r}: {one_line(error)}"
+        ) from error
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    """Whether any file of a model folder can be a tokenizer's."""
+    patterns = ("token*", "vocab*", "merges*", "*.model", "*.tiktoken", "*.vocab")
+    return any(any(folder.glob(pattern)) for pattern in patterns)
 
 
 def _folder_fingerprint(folder: Path) -> str:

@@ -6,12 +6,10 @@ from typing import Any
 
 import torch
 
-from ropewalk.evals.documents import cut, prefix_tokens, read_texts
 from ropewalk.evals.errors import InputError, one_line
 from ropewalk.evals.models import ModelSource, choose_device, choose_dtype, open_model
 from ropewalk.evals.request import MULTIPLES, Request, split_variant
-from ropewalk.evals.tasks.passkey import Passkey
-from ropewalk.evals.tasks.perplexity import Perplexity
+from ropewalk.evals.tasks.registry import TASKS
 from ropewalk.evals.tasks.task import Task
 from ropewalk.llm.variants import ResolvedVariant
 
@@ -67,7 +65,6 @@ def make_plan(request: Request) -> Plan:
     device = choose_device(request.device)
     dtype = choose_dtype(request.dtype, device)
     split = {text: split_variant(text) for text in request.variants}
-    texts = read_texts(request.text) if "perplexity" in request.tasks else []
     main = open_model(request.model, trust_remote_code=request.trust_remote_code)
     sources = {request.model: main}
     for _, name in split.values():
@@ -80,10 +77,10 @@ def make_plan(request: Request) -> Plan:
         source = sources[name or request.model]
         try:
             resolved = variant.over(source.native).resolve(source.trained_length, lengths[-1])
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise InputError(f"variant {text!r}: {one_line(error)}") from error
         subjects.append(Subject(text, source, resolved))
-    tasks = [_make_task(name, request, main, texts, lengths) for name in request.tasks]
+    tasks = [TASKS[name].make(request, main.tokenizer, lengths) for name in request.tasks]
     for task in tasks:
         task.samples(lengths[0])  # raises if the shortest length has no room for a sample
     configuration = {
@@ -99,26 +96,6 @@ def make_plan(request: Request) -> Plan:
         "tasks": {task.name: task.settings() for task in tasks},
     }
     return Plan(subjects, tasks, lengths, dtype, device, request.batch_size, configuration)
-
-
-def _make_task(
-    name: str, request: Request, model: ModelSource, texts: Sequence[Any], lengths: Sequence[int]
-) -> Task:
-    if name == "passkey":
-        return Passkey(
-            model.tokenizer, depths=request.depths, trials=request.trials, seed=request.seed
-        )
-    prefix = prefix_tokens(model.tokenizer)
-    score_tokens = request.score_tokens or lengths[0] // 2
-    if score_tokens >= lengths[0] - len(prefix):
-        raise InputError(
-            f"--score-tokens must be smaller than the shortest length {lengths[0]}, "
-            f"got {score_tokens}"
-        )
-    documents = cut(
-        texts, model.tokenizer, length=lengths[-1] - len(prefix), count=request.documents
-    )
-    return Perplexity(documents, score_tokens=score_tokens, prefix=prefix)
 
 
 def _check_same_tokenizer(one: ModelSource, other: ModelSource) -> None:

@@ -6,12 +6,16 @@ from itertools import pairwise
 from pathlib import Path
 
 from ropewalk.evals.errors import InputError
-from ropewalk.evals.run_file import check_out
+from ropewalk.evals.run_file import check_run_folder
 from ropewalk.evals.tasks.passkey import DEPTHS
+from ropewalk.evals.tasks.registry import TASKS
 from ropewalk.llm.variants import ROPE, Variant, nearest, parse_variant
 
-TASKS = ("perplexity", "passkey")
 MULTIPLES = (1, 2, 4, 8)
+# Options of the command line that are not called as the attribute is.
+OPTION_NAMES = {"depths": "depth"}
+# Positions are 32-bit in kernels.
+LENGTH_BOUND = 2**31
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Request:
     out: Path
     model: str = "default"
     variants: Sequence[str] = (ROPE,)
-    tasks: Sequence[str] = TASKS
+    tasks: Sequence[str] = tuple(TASKS)
     lengths: Sequence[int] = ()
     text: Sequence[Path] = ()
     documents: int = 8
@@ -79,6 +83,7 @@ class Request:
         ):
             if number is not None and number < 1:
                 raise InputError(f"--{name} must be at least 1, got {number}")
+        self._check_needed()
         if not self.depths or any(not 0.0 <= depth <= 1.0 for depth in self.depths):
             raise InputError(f"depths must lie between 0 and 1, got {_listed(self.depths)}")
         if any(low >= high for low, high in pairwise(self.depths)):
@@ -86,7 +91,22 @@ class Request:
         for path in self.text:
             if not path.exists():
                 raise InputError(f"text {str(path)!r} does not exist")
-        check_out(self.out)
+        check_run_folder(self.out)
+
+    def _check_needed(self) -> None:
+        """Raises InputError for a value that was given and that no task of the request reads."""
+        for task, entry in TASKS.items():
+            if task in self.tasks:
+                continue
+            for name in entry.options:
+                default = type(self).__dataclass_fields__[name].default
+                value = getattr(self, name)
+                if (tuple(value) if isinstance(value, Sequence) else value) != default:
+                    option = OPTION_NAMES.get(name, name.replace("_", "-"))
+                    raise InputError(
+                        f"--{option} is only read by task {task}, which is not asked for; "
+                        f"leave it out or add --task {task}"
+                    )
 
 
 def split_variant(text: str) -> tuple[Variant, str | None]:
@@ -108,6 +128,8 @@ def check_lengths(lengths: Sequence[int]) -> None:
     """Raises InputError unless lengths are positive and strictly ascending."""
     if any(length < 2 for length in lengths):
         raise InputError(f"lengths must be at least 2 tokens, got {_listed(lengths)}")
+    if any(length >= LENGTH_BOUND for length in lengths):
+        raise InputError(f"lengths must be below 2**31 tokens, got {_listed(lengths)}")
     if any(low >= high for low, high in pairwise(lengths)):
         raise InputError(
             f"lengths must be ascending, got {_listed(lengths)}; "

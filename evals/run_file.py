@@ -8,6 +8,7 @@ the operating system drops when its owner ends, however it ends.
 
 import json
 import os
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
@@ -19,7 +20,17 @@ from ropewalk.evals.errors import InputError, one_line
 
 FORMAT = 1
 NAME = "run.json"
+LOCK = "run.lock"
+PARTIAL = ".partial"
 ResultKey = tuple[str, str, int, str]
+# What a run's file holds, besides its format, and what identifies one of its results.
+CONTENT: dict[str, type] = {
+    "configuration": dict,
+    "sessions": list,
+    "complete": bool,
+    "results": list,
+}
+RESULT_KEYS = {"variant", "task", "length", "sample"}
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -37,6 +48,12 @@ def read_run(folder: Path) -> dict[str, Any]:
         raise InputError(f"{str(path)!r} cannot be read: {one_line(error)}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{str(path)!r} is not a run of this version of ropewalk")
+    for key, kind in CONTENT.items():
+        if not isinstance(content.get(key), kind):
+            raise InputError(f"{str(path)!r} is damaged: {key!r} is missing or malformed")
+    for result in content["results"]:
+        if not isinstance(result, dict) or not result.keys() >= RESULT_KEYS:
+            raise InputError(f"{str(path)!r} is damaged: a result lacks what identifies it")
     return content
 
 
@@ -57,6 +74,27 @@ def check_out(folder: Path) -> None:
         )
 
 
+def check_run_folder(folder: Path) -> None:
+    """Checks that `folder` can become a run, or is one, so that nobody's files are overwritten.
+
+    Raises:
+        InputError: it cannot be written to, or holds other files and no run.
+    """
+    check_out(folder)
+    if not folder.is_dir() or (folder / NAME).exists():
+        return
+    foreign = sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.name != LOCK and not path.name.endswith(PARTIAL)
+    )
+    if foreign:
+        raise InputError(
+            f"output {str(folder)!r} is no run and not empty ({foreign[0]!r} is in it); "
+            "choose another --out"
+        )
+
+
 def check_configuration(folder: Path, configuration: dict[str, Any]) -> None:
     """Checks that `folder` is free or holds a run with this very configuration.
 
@@ -66,6 +104,8 @@ def check_configuration(folder: Path, configuration: dict[str, Any]) -> None:
     if not (folder / NAME).exists():
         return
     there = read_run(folder)["configuration"]
+    # Through JSON, so that tuples equal the lists that come back from a file.
+    configuration = json.loads(json.dumps(configuration))
     if there == configuration:
         return
     differing = sorted(
@@ -96,22 +136,26 @@ class RunFile:
     def __init__(self, folder: Path, configuration: dict[str, Any]) -> None:
         self._folder = folder
         self._lock: IO[str] | None = None
-        # Through JSON once, so that tuples equal the lists that come back from a file.
         self._configuration = json.loads(json.dumps(configuration))
+        self._made: list[Path] = []
         self.content: dict[str, Any] = {}
         self._done: set[ResultKey] = set()
 
     def __enter__(self) -> Self:
-        check_out(self._folder)
+        check_run_folder(self._folder)
+        self._made = [
+            folder for folder in (self._folder, *self._folder.parents) if not folder.exists()
+        ]
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (self._folder / "run.lock").open("a")
+            self._lock = (self._folder / LOCK).open("a")
         except OSError as error:
             raise InputError(
                 f"output {str(self._folder)!r} cannot be written: {error.strerror}"
             ) from None
         try:
             _lock(self._lock)
+            self._check_lock(self._lock)
         except OSError:
             self._lock.close()
             raise InputError(
@@ -130,9 +174,21 @@ class RunFile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # The lock file stays: removing it would let two processes lock two different files.
-        if self._lock is not None:
-            self._lock.close()
+        # Beside a run the lock file stays. Where nothing was measured no trace does: a refusal
+        # must not leave a folder behind.
+        if self._lock is None:
+            return
+        with suppress(OSError):
+            if not (self._folder / NAME).exists():
+                (self._folder / LOCK).unlink()
+                for folder in self._made:
+                    folder.rmdir()
+        self._lock.close()
+
+    def _check_lock(self, opened: IO[str]) -> None:
+        """Raises OSError if the locked file was removed by its last owner, see `__exit__`."""
+        if not os.path.samestat(os.fstat(opened.fileno()), (self._folder / LOCK).stat()):
+            raise OSError(f"{LOCK} has been replaced")
 
     def _open(self) -> None:
         check_configuration(self._folder, self._configuration)
@@ -196,7 +252,7 @@ def result_key(result: dict[str, Any]) -> ResultKey:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replaces a file's content so that a reader, or a crash, never meets half of it."""
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + PARTIAL)
     with partial.open("w", encoding="utf-8") as opened:
         opened.write(text)
         opened.flush()

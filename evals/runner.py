@@ -104,7 +104,7 @@ class Runner:
         try:
             handle = subject.variant.plug(model)
             handle.__enter__()
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise InputError(
                 f"variant {subject.label!r} on model {subject.source.name!r}: {one_line(error)}"
             ) from error

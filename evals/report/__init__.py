@@ -2,12 +2,22 @@
 
 from pathlib import Path
 
+from ropewalk.evals.errors import InputError, one_line
 from ropewalk.evals.report.conclusion import conclusion
 from ropewalk.evals.report.summary import Summary, summarise
-from ropewalk.evals.report.table import terminal_tables
-from ropewalk.evals.run_file import read_run
+from ropewalk.evals.report.table import terminal_settings, terminal_tables
+from ropewalk.evals.run_file import NAME, read_run
 
-__all__ = ["Summary", "conclusion", "summarise", "terminal_tables", "write_report"]
+__all__ = [
+    "Summary",
+    "conclusion",
+    "summarise",
+    "terminal_settings",
+    "terminal_tables",
+    "write_report",
+]
+# What reading a file of another shape than a run's raises.
+MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError)
 
 
 def write_report(folder: Path) -> tuple[Summary, list[Path]]:
@@ -19,12 +29,16 @@ def write_report(folder: Path) -> tuple[Summary, list[Path]]:
     Raises:
         InputError: there is no run in `folder`, or it cannot be written to.
     """
-    from ropewalk.evals.errors import InputError
     from ropewalk.evals.report.figures import perplexity_picture, retrieval_picture
     from ropewalk.evals.report.page import page
 
     content = read_run(folder)
-    summary = summarise(content)
+    try:
+        summary = summarise(content)
+    except MALFORMED as error:
+        raise InputError(
+            f"{str(folder / NAME)!r} is damaged: {type(error).__name__} {one_line(error)}"
+        ) from error
     written = []
     pictures: dict[str, tuple[bytes, bytes]] = {}
     if summary.losses:

@@ -17,11 +17,13 @@ class Loss:
         nats: loss in nats per token.
         bits_per_byte: loss in bits per byte of text.
         change: bits per byte gained or lost against the shortest length, paired by document.
+        by_sample: sample → its bits per byte, for comparisons of variants on the same documents.
     """
 
     nats: Estimate
     bits_per_byte: Estimate
     change: Estimate
+    by_sample: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Summary:
         configuration: of the run.
         sessions: when, for how long and on what it ran.
         complete: whether all results are there.
+        planned: task → samples of each variant at each length, of the tasks that are shown.
+        measured: how many samples of those tasks there are.
     """
 
     variants: Sequence[str]
@@ -51,6 +55,17 @@ class Summary:
     configuration: dict[str, Any]
     sessions: Sequence[dict[str, Any]]
     complete: bool
+    planned: dict[str, int]
+    measured: int
+
+    @property
+    def planned_samples(self) -> int:
+        """How many samples the whole run has."""
+        return sum(self.planned.values()) * len(self.variants) * len(self.lengths)
+
+    def is_whole(self, task: str, count: int) -> bool:
+        """Whether `count` samples are all that a cell of `task` is to have."""
+        return count >= self.planned[task]
 
     @property
     def model(self) -> str:
@@ -75,6 +90,9 @@ def summarise(content: dict[str, Any]) -> Summary:
     for result in content["results"]:
         by_task[result["task"]].append(result)
     keys = by_task["passkey"]
+    planned = _planned(configuration["tasks"])
+    if not configuration["lengths"] or not configuration["variants"]:
+        raise ValueError("the configuration has no lengths or no variants")
     return Summary(
         variants=list(configuration["variants"]),
         lengths=configuration["lengths"],
@@ -86,7 +104,19 @@ def summarise(content: dict[str, Any]) -> Summary:
         configuration=configuration,
         sessions=content["sessions"],
         complete=content["complete"],
+        planned=planned,
+        measured=sum(len(by_task[task]) for task in planned),
     )
+
+
+def _planned(tasks: dict[str, dict[str, Any]]) -> dict[str, int]:
+    """Samples in each cell of the tasks that reports know."""
+    planned = {}
+    if "perplexity" in tasks:
+        planned["perplexity"] = len(tasks["perplexity"]["documents"])
+    if "passkey" in tasks:
+        planned["passkey"] = len(tasks["passkey"]["depths"]) * tasks["passkey"]["trials"]
+    return planned
 
 
 def _losses(results: Iterable[dict[str, Any]]) -> dict[tuple[str, int], Loss]:
@@ -109,6 +139,7 @@ def _losses(results: Iterable[dict[str, Any]]) -> dict[tuple[str, int], Loss]:
                 [sample["bytes"] for sample in samples.values()],
             ),
             change=mean(changes) if changes else Estimate(nan, nan, nan, 0),
+            by_sample={key: _bits(sample) / sample["bytes"] for key, sample in samples.items()},
         )
     return losses
 

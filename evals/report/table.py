@@ -21,6 +21,15 @@ def terminal_tables(summary: Summary) -> list[Table]:
     ]
 
 
+def terminal_settings(summary: Summary) -> Table:
+    """What each variant was resolved to; those that leave the model as it is are left out."""
+    table = Table.grid(padding=(0, 2))
+    for variant in summary.variants:
+        if summary.configuration["variants"][variant]:
+            table.add_row(Text(variant), Text(summary.settings_of(variant)), style="dim")
+    return table
+
+
 def _table(summary: Summary, task: str, title: str) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("variant", no_wrap=True)

@@ -1,8 +1,8 @@
 """What an evaluation task is: token sequences, and what to measure at their last tokens.
 
 A task knows nothing of models, variants or files. To add one, write a class with the four members
-of `Task`, name it in `ropewalk.evals.request.TASKS`, and build it in `ropewalk.evals.plan`; its
-results are then measured, kept and resumed, and `ropewalk.evals.report.summary` can show them.
+of `Task` and enter it in `ropewalk.evals.tasks.registry`; its results are then measured, kept and
+resumed. What a report shows of them is for `ropewalk.evals.report` to say.
 """
 
 from dataclasses import dataclass, field

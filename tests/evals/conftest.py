@@ -56,15 +56,19 @@ def tiny_request(tiny_model, tmp_path) -> Callable[..., Request]:
     """Makes a request on the tiny model that takes about a second."""
 
     def make(**changes: Any) -> Request:
+        tasks = changes.get("tasks", ("perplexity", "passkey"))
+        read = {}
+        if "perplexity" in tasks:
+            read["documents"] = 3
+        if "passkey" in tasks:
+            read |= {"depths": (0.0, 1.0), "trials": 2}
         return Request(
             **{
                 "out": tmp_path / "run",
                 "model": str(tiny_model),
                 "variants": ("rope", "rerope+log-n"),
                 "lengths": LENGTHS,
-                "documents": 3,
-                "depths": (0.0, 1.0),
-                "trials": 2,
+                **read,
                 **changes,
             }
         )

@@ -28,6 +28,10 @@ EVAL = (
     *("eval", "--model", "TINY", "--length", "320,400", "--documents", "2"),
     *("--depth", "0,1", "--trials", "1", "--out", "run"),
 )
+LOSS = (
+    *("eval", "--model", "TINY", "--length", "320,400", "--documents", "2"),
+    *("--task", "perplexity", "--out", "run"),
+)
 
 
 def test_eval_measures_reports_and_continues(command, tmp_path):
@@ -35,6 +39,7 @@ def test_eval_measures_reports_and_continues(command, tmp_path):
     assert code == 0
     assert "rerope:window=30+log-n" in out
     assert "bits per byte" in out
+    assert "rerope(window=30) + log-n(length=160, clamp=true)" in out
     assert {path.name for path in Path("run").iterdir()} == {
         "run.json",
         "run.lock",
@@ -67,7 +72,7 @@ def test_variants_lists_every_rule(command):
 
 def test_text_of_ones_own_is_evaluated(command, tmp_path):
     (tmp_path / "book.txt").write_text("to lay a rope one walks backwards, " * 40)
-    code, _, _ = command(*EVAL, "--task", "perplexity", "--text", "book.txt")
+    code, _, _ = command(*LOSS, "--text", "book.txt")
     assert code == 0
     documents = json.loads(Path("run/run.json").read_text())["configuration"]["tasks"]
     assert [d["name"] for d in documents["perplexity"]["documents"]] == ["book.txt#1", "book.txt#2"]
@@ -106,7 +111,12 @@ def test_text_of_ones_own_is_evaluated(command, tmp_path):
         (("--model", "defaul"), "did you mean 'default'"),
         (("--out", "short.txt"), "is not a folder"),
         (("--out", "short.txt/deep"), "is not a folder"),
+        (("--device", "meta"), "device 'meta' holds no values"),
+        (("--variant", "ntk-aware:factor=1e300"), "a value that is too large"),
+        (("--variant", "rerope:window=99999999999999999999"), "must be below 2**31"),
+        (("--length", "320,99999999999999999999"), "lengths must be below 2**31"),
         (("--threads", "0"), "--threads"),
+        (("--threads", "99999999999999999999"), "--threads"),
         (("--unknown",), "--unknown"),
         (("stray",), "stray"),
     ],
@@ -125,6 +135,100 @@ def test_bad_input_ends_in_one_line_with_code_2(
     assert "Traceback" not in error
     assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]
     assert (tmp_path / "short.txt").read_text() == "short\n"
+
+
+@pytest.mark.parametrize(
+    ("task", "arguments", "expected"),
+    [
+        ("passkey", ("--text", "short.txt"), "--text is only read by task perplexity"),
+        ("passkey", ("--documents", "3"), "--documents is only read by task perplexity"),
+        ("passkey", ("--score-tokens", "3"), "--score-tokens is only read by task perplexity"),
+        ("perplexity", ("--depth", "0"), "--depth is only read by task passkey"),
+        ("perplexity", ("--trials", "3"), "--trials is only read by task passkey"),
+        ("perplexity", ("--seed", "3"), "leave it out or add --task passkey"),
+    ],
+)
+def test_an_option_that_nothing_reads_is_refused(command, tmp_path, task, arguments, expected):
+    (tmp_path / "short.txt").write_text("short\n")
+    code, out, error = command("eval", "--model", "TINY", "--task", task, *arguments)
+    assert (code, out) == (2, "")
+    assert expected in error
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]
+
+
+@pytest.mark.parametrize(
+    ("noted", "expected"),
+    [
+        ({"variant": "rerop:x=1"}, "says it was trained with 'rerop:x=1': unknown variant 'rerop'"),
+        ("rerope", "says it was trained with 'rerope'; the key"),
+        ({"variant": 3}, "says it was trained with 3; the key"),
+    ],
+)
+def test_a_config_that_notes_no_variant_there_is_gives_one_line(
+    command, tmp_path, tiny_model, noted, expected
+):
+    folder = shutil.copytree(tiny_model, tmp_path / "odd")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"ropewalk": noted}))
+    code, out, error = command(*EVAL, "--model", "odd")
+    assert (code, out) == (2, "")
+    assert error.startswith("ropewalk: error: model 'odd' ")
+    assert expected in error
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["odd"]
+
+
+@pytest.mark.parametrize("content", ['{"format": 1}', '{"format": 1, "configuration": 3}'])
+def test_a_damaged_run_is_refused_in_one_line(command, content):
+    Path("run").mkdir()
+    Path("run/run.json").write_text(content)
+    for arguments in (EVAL, ("report", "run")):
+        code, out, error = command(*arguments)
+        assert (code, out) == (2, "")
+        assert "run.json' is damaged: 'configuration' is missing or malformed" in error
+        assert error.count("\n") == 1
+    assert [path.name for path in Path("run").iterdir()] == ["run.json"]
+
+
+def test_a_run_whose_figures_are_missing_is_refused_by_report(command):
+    command(*EVAL)
+    content = json.loads(Path("run/run.json").read_text())
+    for key in ("model", "models", "lengths", "variants", "tasks"):
+        broken = {name: value for name, value in content["configuration"].items() if name != key}
+        Path("run/run.json").write_text(json.dumps(content | {"configuration": broken}))
+        code, out, error = command("report", "run")
+        assert (code, out) == (2, "")
+        assert "is damaged" in error
+        assert error.count("\n") == 1
+    for key in ("nats", "bytes"):
+        results = [{name: v for name, v in r.items() if name != key} for r in content["results"]]
+        Path("run/run.json").write_text(json.dumps(content | {"results": results}))
+        code, _, error = command("report", "run")
+        assert code == 2
+        assert "is damaged" in error
+
+
+def test_other_peoples_folders_are_left_alone(command, tmp_path):
+    Path("run").mkdir()
+    Path("run/report.html").write_text("mine")
+    code, out, error = command(*EVAL)
+    assert (code, out) == (2, "")
+    assert "is no run and not empty ('report.html' is in it)" in error
+    assert [path.name for path in Path("run").iterdir()] == ["report.html"]
+    assert Path("run/report.html").read_text() == "mine"
+
+
+def test_a_model_that_cannot_be_loaded_leaves_no_folder(command, tmp_path, tiny_model):
+    folder = shutil.copytree(tiny_model, tmp_path / "broken")
+    (folder / "model.safetensors").write_bytes(b"nothing")
+    code, out, error = command(*EVAL, "--model", "broken", "--out", "runs/deep")
+    assert (code, out) == (2, "")
+    assert "cannot load model" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+    Path("mine").mkdir()
+    assert command(*EVAL, "--model", "broken", "--out", "mine")[0] == 2
+    assert list(Path("mine").iterdir()) == []
 
 
 def test_another_configuration_is_refused_before_loading(command, monkeypatch):

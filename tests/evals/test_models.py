@@ -95,6 +95,14 @@ def test_a_folder_without_a_config_is_refused(tmp_path):
         open_model(str(tmp_path))
 
 
+def test_a_folder_without_a_tokenizer_is_refused(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "mute")
+    for path in folder.glob("*token*"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"has no tokenizer$"):
+        open_model(str(folder))
+
+
 def test_weights_that_cannot_be_read_are_one_line(tiny_model, tmp_path):
     folder = shutil.copytree(tiny_model, tmp_path / "broken")
     (folder / "model.safetensors").write_bytes(b"nothing")

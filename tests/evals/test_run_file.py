@@ -5,8 +5,15 @@ import os
 
 import pytest
 
+from ropewalk.evals import run_file
 from ropewalk.evals.errors import InputError
-from ropewalk.evals.run_file import RunFile, check_configuration, check_out, read_run
+from ropewalk.evals.run_file import (
+    RunFile,
+    check_configuration,
+    check_out,
+    check_run_folder,
+    read_run,
+)
 
 CONFIGURATION = {"model": "m", "lengths": (1, 2), "variants": {"rope": {}}}
 
@@ -103,6 +110,33 @@ def test_a_file_that_is_no_run_is_refused_and_not_overwritten(tmp_path, content)
     with pytest.raises(InputError, match=r"run\.json"), RunFile(tmp_path, CONFIGURATION):
         pass
     assert (tmp_path / "run.json").read_text() == content
+
+
+def test_a_session_that_adds_nothing_leaves_nothing_behind(tmp_path):
+    with RunFile(tmp_path / "deep" / "run", CONFIGURATION):
+        assert (tmp_path / "deep" / "run" / "run.lock").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_was_removed_in_between_is_not_taken(tmp_path, monkeypatch):
+    lock = run_file._lock
+
+    def late(opened):
+        lock(opened)
+        (tmp_path / "run.lock").unlink()
+
+    monkeypatch.setattr(run_file, "_lock", late)
+    with pytest.raises(InputError, match="in use"), RunFile(tmp_path, CONFIGURATION):
+        pass
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path):
+    (tmp_path / "run.lock").touch()
+    (tmp_path / "run.json.partial").touch()
+    check_run_folder(tmp_path)
+    (tmp_path / "perplexity.png").write_text("mine")
+    with pytest.raises(InputError, match=r"not empty \('perplexity.png' is in it\)"):
+        check_run_folder(tmp_path)
 
 
 def test_a_place_that_cannot_be_written_is_refused_without_touching_it(tmp_path):

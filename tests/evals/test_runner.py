@@ -184,6 +184,14 @@ def test_a_finished_run_loads_no_model(tiny_request, monkeypatch):
     assert evaluate(tiny_request(variants=("rope",)))["complete"]
 
 
+def test_lists_of_numbers_do_not_keep_a_run_from_going_on(tiny_request, monkeypatch):
+    factors = "/".join(["1.5"] * 4)
+    variant = f"longrope:short_factor={factors},long_factor={factors}"
+    first = evaluate(tiny_request(variants=(variant,), tasks=("perplexity",)))
+    monkeypatch.setattr("ropewalk.evals.models.ModelSource.load", None)
+    assert evaluate(tiny_request(variants=(variant,), tasks=("perplexity",))) == first
+
+
 def test_a_variant_the_model_cannot_run_is_refused_before_any_work(tiny_request, monkeypatch):
     def refuse(self, model):
         raise ValueError("this model cannot be plugged because of a test\nsecond line")
@@ -191,7 +199,7 @@ def test_a_variant_the_model_cannot_run_is_refused_before_any_work(tiny_request,
     monkeypatch.setattr("ropewalk.llm.variants.ResolvedVariant.plug", refuse)
     with pytest.raises(InputError, match=r"variant 'rope' on model .* because of a test$"):
         evaluate(tiny_request())
-    assert not (tiny_request().out / "run.json").exists()
+    assert not tiny_request().out.exists()
 
 
 def test_two_models_share_a_run(tiny_request, tiny_model):

@@ -36,6 +36,61 @@ def test_a_loss_that_is_not_finite_shows(telling_run):
     summary = summarise(telling_run)
     assert math.isnan(summary.losses["rope", 512].bits_per_byte.value)
     assert "nan" not in conclusion(summary)
+    assert conclusion(summary).endswith("The loss of rope at 512 tokens is not finite.")
+
+
+def test_losses_that_are_all_not_finite_are_what_is_concluded(made_up_run):
+    run = made_up_run({"rope": {512: 1.5, 1024: 1.5}, "yarn": {512: 1.5, 1024: 1.5}})
+    for result in run["results"]:
+        result["nats"] = None
+    assert conclusion(summarise(run)) == (
+        "The loss of rope at 512 and 1024 tokens and of yarn at 512 and 1024 tokens is not finite."
+    )
+
+
+def test_an_incomplete_run_says_so_and_compares_whole_cells_only(telling_run):
+    telling_run["complete"] = False
+    dropped = ("rerope+log-n", 2048)
+    telling_run["results"] = [
+        result
+        for result in telling_run["results"]
+        if (result["variant"], result["length"]) != dropped
+        or result["sample"] in ("document 0", "depth 0.0 trial 0")
+    ]
+    text = conclusion(summarise(telling_run))
+    assert text.endswith(". Not complete: 106 of 117 samples.")
+    assert "rerope" not in text
+    assert "ntk-aware, the lowest of 2" in text
+    telling_run["results"] = telling_run["results"][:1]
+    assert conclusion(summarise(telling_run)) == "Not complete: 1 of 117 samples."
+
+
+def test_losses_inside_the_interval_are_tied(made_up_run):
+    run = made_up_run({"rope": {512: 1.51}, "yarn": {512: 1.5}, "linear": {512: 1.9}})
+    text = conclusion(summarise(run))
+    assert "that of yarn, the lowest of 3," in text
+    for result in run["results"]:
+        if result["variant"] == "yarn":
+            # The documents disagree about which variant is better.
+            result["nats"] += {"document 0": 0.2, "document 1": -0.2}.get(result["sample"], 0.0)
+    text = conclusion(summarise(run))
+    assert (
+        text
+        == "The loss of rope, tied with yarn for the lowest of 3, is 1.510 bits per byte"
+        + (" at 512 tokens.")
+    )
+
+
+def test_equal_losses_have_no_lowest(made_up_run):
+    values = {name: {512: 1.5} for name in ("rope", "a", "b", "c", "d")}
+    assert "tied with 4 others for the lowest of 5" in conclusion(summarise(made_up_run(values)))
+
+
+def test_shares_inside_the_interval_are_said_to_be(made_up_run):
+    ahead = made_up_run(None, {"rope": {512: 0.5}, "rerope": {512: 0.4}})
+    assert "50% (its confidence interval includes rerope)" in conclusion(summarise(ahead))
+    behind = made_up_run(None, {"rope": {512: 0.4}, "rerope": {512: 0.5}})
+    assert "rerope 50% (inside the confidence interval)" in conclusion(summarise(behind))
 
 
 def test_variants_in_words(telling_run):

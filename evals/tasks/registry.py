@@ -1,0 +1,61 @@
+"""The tasks there are: name → how to make one from a request, and which options only it reads.
+
+A new task becomes known to the command line, to plans and to resumption by its entry in `TASKS`;
+there is no other list of tasks outside `ropewalk.evals.report`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ropewalk.evals.documents import cut, prefix_tokens, read_texts
+from ropewalk.evals.errors import InputError
+from ropewalk.evals.tasks.passkey import Passkey
+from ropewalk.evals.tasks.perplexity import Perplexity
+from ropewalk.evals.tasks.task import Task
+
+if TYPE_CHECKING:
+    from ropewalk.evals.request import Request
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """One task that can be asked for.
+
+    Attributes:
+        make: from a request, the model's tokenizer and the ascending lengths to the task; raises
+            InputError where the request cannot be carried out.
+        options: attributes of the request that no other task reads.
+    """
+
+    make: Callable[["Request", Any, Sequence[int]], Task]
+    options: Sequence[str]
+
+
+def _perplexity(request: "Request", tokenizer: Any, lengths: Sequence[int]) -> Task:
+    prefix = prefix_tokens(tokenizer)
+    score_tokens = request.score_tokens or lengths[0] // 2
+    needed = len(prefix) + score_tokens + 1
+    if needed > lengths[0]:
+        raise InputError(
+            f"--score-tokens must be smaller than the shortest length {lengths[0]} less the "
+            f"{len(prefix)} tokens that the tokenizer puts before a text, got {score_tokens}; "
+            f"that takes lengths of at least {needed}"
+        )
+    documents = cut(
+        read_texts(request.text),
+        tokenizer,
+        length=lengths[-1] - len(prefix),
+        count=request.documents,
+    )
+    return Perplexity(documents, score_tokens=score_tokens, prefix=prefix)
+
+
+def _passkey(request: "Request", tokenizer: Any, lengths: Sequence[int]) -> Task:
+    return Passkey(tokenizer, depths=request.depths, trials=request.trials, seed=request.seed)
+
+
+TASKS: dict[str, TaskEntry] = {
+    "perplexity": TaskEntry(_perplexity, ("text", "documents", "score_tokens")),
+    "passkey": TaskEntry(_passkey, ("depths", "trials", "seed")),
+}
