@@ -56,9 +56,7 @@ def test_trivial_rules_generate_what_the_unplugged_model_does(
 
 
 @pytest.mark.parametrize("cache", CACHES)
-def test_a_padded_row_generates_what_it_does_alone(
-    architecture, make_model, tokens, cache
-) -> None:
+def test_a_padded_row_generates_what_it_does_alone(architecture, make_model, tokens, cache) -> None:
     if architecture == "phi3-longrope":
         pytest.skip("length-dependent frequencies follow the longest row of the batch")
     model = make_model(architecture)
@@ -73,9 +71,7 @@ def test_a_padded_row_generates_what_it_does_alone(
     )
 
 
-def test_generation_equals_prefill_of_what_was_generated(
-    architecture, make_model, tokens
-) -> None:
+def test_generation_equals_prefill_of_what_was_generated(architecture, make_model, tokens) -> None:
     if architecture == "phi3-longrope":
         pytest.skip("length-dependent frequencies follow the call's length")
     model = make_model(architecture)
@@ -83,6 +79,4 @@ def test_generation_equals_prefill_of_what_was_generated(
         made = generate(model, tokens, do_sample=False)
         with torch.no_grad():
             at_once = model(made.sequences).logits[:, tokens.shape[1] - 1 : -1]
-    torch.testing.assert_close(
-        torch.stack(made.logits, dim=1), at_once, atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(torch.stack(made.logits, dim=1), at_once, atol=1e-5, rtol=1e-5)
