@@ -240,8 +240,9 @@ def _check_finite(name: str, rule: Any) -> None:
     try:
         found = rule.inverse_frequencies(rotary_dim, 1e4, TRIAL_LENGTHS.longest)
         factor = float(rule.attention_factor(TRIAL_LENGTHS.longest))
-    except OverflowError as error:
-        raise ValueError(f"{name!r} has a value that is too large: {error}") from error
+    except (OverflowError, ValueError) as error:
+        message = f"{name!r} has a value that is too large or too small: {error}"
+        raise ValueError(message) from error
     if not (bool(found.isfinite().all()) and isfinite(factor)):
         raise ValueError(f"{name!r} has a value that makes its frequencies infinite")
 
