@@ -82,7 +82,9 @@ class Part:
             ]
             raise ValueError(f"{self.name!r} needs {' and '.join(missing)}") from error
         except OverflowError as error:
-            raise ValueError(f"{self.name!r} has a value that is too large: {error}") from error
+            raise ValueError(
+                f"{self.name!r} has a value that is too large to compute with"
+            ) from error
 
 
 @dataclass(frozen=True)

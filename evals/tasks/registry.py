@@ -37,10 +37,10 @@ def _perplexity(request: "Request", tokenizer: Any, lengths: Sequence[int]) -> T
     score_tokens = request.score_tokens or lengths[0] // 2
     needed = len(prefix) + score_tokens + 1
     if needed > lengths[0]:
+        less = f" less the {len(prefix)} tokens that the tokenizer puts first" if prefix else ""
         raise InputError(
-            f"--score-tokens must be smaller than the shortest length {lengths[0]} less the "
-            f"{len(prefix)} tokens that the tokenizer puts before a text, got {score_tokens}; "
-            f"that takes lengths of at least {needed}"
+            f"--score-tokens must be smaller than the shortest length {lengths[0]}{less}, got "
+            f"{score_tokens}; that takes lengths of at least {needed}"
         )
     documents = cut(
         read_texts(request.text),

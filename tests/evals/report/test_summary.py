@@ -73,11 +73,9 @@ def test_losses_inside_the_interval_are_tied(made_up_run):
         if result["variant"] == "yarn":
             # The documents disagree about which variant is better.
             result["nats"] += {"document 0": 0.2, "document 1": -0.2}.get(result["sample"], 0.0)
-    text = conclusion(summarise(run))
-    assert (
-        text
-        == "The loss of rope, tied with yarn for the lowest of 3, is 1.510 bits per byte"
-        + (" at 512 tokens.")
+    assert conclusion(summarise(run)) == (
+        "The loss of rope, tied with yarn for the lowest of 3, is 1.510 bits per byte at 512 "
+        "tokens."
     )
 
 
