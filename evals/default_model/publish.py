@@ -30,7 +30,8 @@ def publish(
     Raises:
         ValueError: the weights take more than 12 MB.
     """
-    half = architecture.untrained(0).to(torch.bfloat16)
+    half = architecture.untrained(0)
+    nn.Module.to(half, torch.bfloat16)  # transformers' own `to` hides its type
     half.load_state_dict(model.state_dict())
     if native_variant:
         half.config.ropewalk = {"variant": native_variant}
