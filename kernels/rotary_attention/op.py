@@ -147,7 +147,10 @@ def rotary_attention_backward_op(
         edges, unit, layout, causal, scale, sliding_window, softcap,
     )  # fmt: skip
     with suspended(query):
-        return reference.backward(problem, output, logsumexp, grad_output, grad_logsumexp)
+        gradients = reference.backward(problem, output, logsumexp, grad_output, grad_logsumexp)
+    # Compilers take the strides that the fake tensors have, whatever the layout of the inputs.
+    query_grad, key_grad, value_grad, sinks_grad = (x.contiguous() for x in gradients)
+    return query_grad, key_grad, value_grad, sinks_grad
 
 
 @rotary_attention_backward_op.register_fake
