@@ -70,6 +70,7 @@ class Runner:
             if (missing := self._missing(subject, task, length))
         ]
         if work:
+            self._say_what_is_done(sum(len(missing) for *_, missing in work))
             models = self._load(list(dict.fromkeys(item[0].source.name for item in work)))
             total = sum(cost(sample) for *_, missing in work for sample in missing)
             with WorkProgress(self._console, total) as progress, torch.inference_mode():
@@ -78,6 +79,19 @@ class Runner:
                         models[subject.source.name], subject, task, length, missing, progress
                     )
         self._run.complete()
+
+    def _say_what_is_done(self, missing: int) -> None:
+        """A continued run shows progress over what is left; this tells that nothing was lost."""
+        planned = sum(
+            len(task.samples(length))
+            for _ in self._plan.subjects
+            for task in self._plan.tasks
+            for length in self._plan.lengths
+        )
+        if self._console is not None and missing < planned:
+            self._console.print(
+                f"continuing: {planned - missing} of {planned} samples are done", highlight=False
+            )
 
     def _missing(self, subject: Subject, task: Task, length: int) -> list[Sample]:
         return [

@@ -15,7 +15,10 @@ from ropewalk.evals.report.theme import Theme, line_styles, theme
 # Curves that leave the picture: losses above this multiple of the lowest are cut off, so that the
 # differences between the good ones can be seen.
 CUT_OFF = 1.6
+# Confidence bands are drawn for few curves, and only where enough documents keep them narrow enough
+# not to hide the curves; the page's table has every interval.
 MOST_BANDS = 4
+FEWEST_FOR_BANDS = 16
 COLUMNS = (4, 5)
 
 
@@ -41,6 +44,8 @@ def perplexity_picture(summary: Summary, *, dark: bool = False) -> bytes:
     top = 1.03 * max(top, start)
     bottom = lowest - 0.04 * (top - lowest) - 1e-3
     ends: list[tuple[str, float]] = []
+    documents = summary.planned["perplexity"]
+    banded = len(summary.variants) <= MOST_BANDS and documents >= FEWEST_FOR_BANDS
     for variant in summary.variants:
         lengths = [length for length in summary.lengths if (variant, length) in values]
         if not lengths:
@@ -57,7 +62,10 @@ def perplexity_picture(summary: Summary, *, dark: bool = False) -> bytes:
             markersize=4,
             label=variant,
         )
-        if len(summary.variants) <= MOST_BANDS:
+        if (
+            len(summary.variants) <= MOST_BANDS
+            and summary.planned["perplexity"] >= FEWEST_FOR_BANDS
+        ):
             cells = [summary.losses[variant, length].bits_per_byte for length in lengths]
             axes.fill_between(
                 lengths,
@@ -84,7 +92,8 @@ def perplexity_picture(summary: Summary, *, dark: bool = False) -> bytes:
     axes.set_xlabel("context length (tokens)", color=chosen.text)
     axes.set_ylabel("loss (bits per byte)", color=chosen.text)
     axes.set_title(
-        f"Loss on the same last {scored} tokens as the context grows ({summary.model})",
+        f"Loss on the same last {scored} tokens as the context grows "
+        f"(model: {summary.model}; documents: {documents})",
         color=chosen.text,
         fontsize=11,
         loc="left",

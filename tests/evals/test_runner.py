@@ -1,10 +1,12 @@
 """Runs: the figures are the model's own, batches do not change them, and nothing is done twice."""
 
+import io
 import json
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch.nn import functional
 
 from ropewalk.evals import memory, runner
@@ -172,6 +174,29 @@ def test_an_interrupted_run_continues_and_repeats_nothing(tiny_request, tmp_path
     assert_same_figures(content, expected)
     done = evaluate(tiny_request())
     assert done["results"] == content["results"]
+
+
+def test_a_continued_run_says_what_is_done(tiny_request, monkeypatch):
+    calls = 0
+
+    def once(model, tokens, scored):
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return scored_logits(model, tokens, scored)
+
+    monkeypatch.setattr(runner, "scored_logits", once)
+    monkeypatch.setattr(memory, "ENOUGH_TOKENS", {"cpu": 1})
+    said = io.StringIO()
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(tiny_request(), Console(file=said))
+    assert "continuing" not in said.getvalue()
+    done = len(figures_of(tiny_request().out))
+    content = evaluate(tiny_request(), Console(file=said))
+    assert 0 < done < len(content["results"])
+    expected = f"continuing: {done} of {len(content['results'])} samples are done"
+    assert expected in said.getvalue()
 
 
 def figures_of(folder):
