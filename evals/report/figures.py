@@ -62,10 +62,7 @@ def perplexity_picture(summary: Summary, *, dark: bool = False) -> bytes:
             markersize=4,
             label=variant,
         )
-        if (
-            len(summary.variants) <= MOST_BANDS
-            and summary.planned["perplexity"] >= FEWEST_FOR_BANDS
-        ):
+        if banded:
             cells = [summary.losses[variant, length].bits_per_byte for length in lengths]
             axes.fill_between(
                 lengths,
