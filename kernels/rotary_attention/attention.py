@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -10,7 +9,8 @@ from torch import Tensor
 
 from ropewalk.kernels.autocast import cast_inputs
 from ropewalk.kernels.rotary import rotate
-from ropewalk.kernels.rotary_attention import validation
+from ropewalk.kernels.rotary_attention import positions, validation
+from ropewalk.kernels.rotary_attention.backend import Backend, check_backend
 from ropewalk.kernels.rotary_attention.op import rotary_attention_op
 from ropewalk.kernels.rotary_attention.protocols import (
     Branch,
@@ -18,8 +18,6 @@ from ropewalk.kernels.rotary_attention.protocols import (
     QueryScale,
     Rotary,
 )
-
-Backend = Literal["auto", "reference", "triton"]
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,11 @@ def rotary_attention(
     softcap: float | None = None,
     sinks: Float[Tensor, " heads"] | None = None,
     key_lengths: Int[Tensor, " batch"] | None = None,
+    cu_seqlens_query: Int[Tensor, " sequences_and_one"] | None = None,
+    cu_seqlens_key: Int[Tensor, " sequences_and_one"] | None = None,
     attention_mask: Shaped[Tensor, "_batch _heads _query key"] | None = None,
     length: int | Tensor | None = None,
+    deterministic: bool | None = None,
     return_logsumexp: bool = False,
     backend: Backend = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -70,8 +71,8 @@ def rotary_attention(
         distance: which relative position a score sees; the distance itself by default.
         query_positions: integer, float32 or float64, (query,) or (1 | batch, query). By default
             the last query sits at the last key, so that decoding needs no positions; with
-            `key_lengths`, at each row's last valid key.
-        key_positions: as `query_positions`; 0 … key − 1 by default.
+            `key_lengths`, at each row's last valid key; in packed sequences, at its own last key.
+        key_positions: as `query_positions`; 0 … key − 1 by default, anew in packed sequences.
         causal: hide keys at positions after the query's.
         scale: factor on the scores; 1/√head_dim by default.
         log_n: factor on each query by its position.
@@ -80,12 +81,20 @@ def rotary_attention(
         sinks: a logit per head that takes probability and has no value.
         key_lengths: keys from this index on are hidden, as in a cache that is not full. Lengths
             above the number of keys mean all of them, lengths below 0 none.
+        cu_seqlens_query: packed sequences: batch is 1, and sequence s has the queries
+            cu_seqlens_query[s] … cu_seqlens_query[s + 1] − 1. int32 or int64, from 0, never
+            falling, to the number of queries. Explicit positions are then taken as given.
+        cu_seqlens_key: the same of the keys; by default `cu_seqlens_query`.
         attention_mask: boolean (True is visible) or additive. Values at the least number of the
             mask's dtype hide a key as −∞ does: many libraries write them for that.
         length: context length for frequency rules that depend on it; by default one more than the
             greatest key position.
+        deterministic: whether gradients are the same at every run. By default as
+            `torch.are_deterministic_algorithms_enabled()` says. On a CPU they always are.
         return_logsumexp: also return the softmax's normaliser.
-        backend: "auto" or "reference". "triton" has no kernel yet and says so.
+        backend: which implementation computes: "auto" takes the fastest that can. The plain rule
+            without options that need more then runs as torch's fused attention of rotated
+            tensors. See `backend` for the others.
 
     Returns:
         Output (batch, heads, query, value_dim) in the query's dtype; with `return_logsumexp` also
@@ -94,6 +103,7 @@ def rotary_attention(
 
     Raises:
         ValueError: sizes, devices, windows or options that do not fit, or an impossible backend.
+            The numbers in `cu_seqlens_*` are not checked while a CUDA graph is captured.
         TypeError: a dtype or an object of the wrong kind.
     """
     query, key, value = cast_inputs(query, key, value)
@@ -106,16 +116,25 @@ def rotary_attention(
     validation.check_sinks(sinks, query)
     validation.check_key_lengths(key_lengths, query)
     validation.check_mask(attention_mask, query, key.shape[-2])
-    _check_backend(backend)
+    validation.check_packed(
+        cu_seqlens_query, cu_seqlens_key, query,
+        key_lengths=key_lengths, attention_mask=attention_mask,
+    )  # fmt: skip
+    check_backend(backend)
+    if deterministic is None:
+        deterministic = torch.are_deterministic_algorithms_enabled()
 
     queries, keys = query.shape[-2], key.shape[-2]
-    by_index = query_positions is None and key_positions is None and key_lengths is None
+    by_index = query_positions is None and key_positions is None
+    packed = None
+    if cu_seqlens_query is not None:
+        starts = cu_seqlens_query.int()
+        packed = (starts, starts if cu_seqlens_key is None else cu_seqlens_key.int())
+    cu_query, cu_key = (None, None) if packed is None else packed
     if length is None:
-        # Without any key there is a context of no tokens, whose length no rule could use.
-        by_count = max(keys, 1)
-        length = by_count if key_positions is None or keys == 0 else key_positions.amax() + 1
-    key_at = _key_positions(key_positions, query, keys)
-    query_at = _query_positions(query_positions, query, key_at, key_lengths)
+        length = positions.context_length(key_positions, keys, cu_key)
+    key_at = positions.key_positions(key_positions, query, keys, cu_key)
+    query_at = positions.query_positions(query_positions, query, key_at, key_lengths, packed)
     frequencies, factor = _frequencies(rotary, length, query)
     query_factor = None if log_n is None else _query_factor(log_n, query_at, query)
     if query_factor is not None and query_factor.requires_grad:
@@ -124,7 +143,7 @@ def rotary_attention(
         query_factor = None
 
     visible_by_index = not causal or (by_index and queries in (1, keys))
-    extras = (sliding_window, softcap, sinks, key_lengths, attention_mask)
+    extras = (sliding_window, softcap, sinks, key_lengths, attention_mask, cu_query)
     if (
         backend == "auto"
         and len(distance.branches) == 1
@@ -133,6 +152,8 @@ def rotary_attention(
         and not return_logsumexp
         and value.shape[-1] == query.shape[-1]
         and min(queries, keys) > 0
+        # Torch's attention accumulates gradients in any order on a GPU, unless torch forbids it.
+        and (query.device.type == "cpu" or not deterministic)
     ):
         # The plain rule needs no branches: rotate and leave the rest to torch's fused attention.
         if query_factor is not None:
@@ -168,6 +189,8 @@ def rotary_attention(
         sinks,
         key_lengths,
         attention_mask,
+        cu_query,
+        cu_key,
         list(distance.edges),
         distance.unit,
         "half" if rotary is None else rotary.layout,
@@ -175,46 +198,11 @@ def rotary_attention(
         scale,
         sliding_window,
         softcap,
+        backend,
+        deterministic,
+        by_index,
     )
     return (output, logsumexp) if return_logsumexp else output
-
-
-def _check_backend(backend: str) -> None:
-    if backend in ("auto", "reference"):
-        return
-    if backend == "triton":
-        raise ValueError(
-            "backend 'triton' cannot run: this version has no Triton kernel for rotary attention; "
-            "use 'auto' or 'reference'"
-        )
-    raise ValueError(f"backend must be 'auto', 'reference' or 'triton', got {backend!r}")
-
-
-def _key_positions(positions: Tensor | None, query: Tensor, keys: int) -> Tensor:
-    """(1 | batch, key)."""
-    if positions is None:
-        return torch.arange(keys, device=query.device)[None]
-    validation.check_positions("key_positions", positions, query.shape[0], keys, query.device)
-    return positions if positions.ndim == 2 else positions[None]
-
-
-def _query_positions(
-    positions: Tensor | None, query: Tensor, key_at: Tensor, key_lengths: Tensor | None
-) -> Tensor:
-    """(1 | batch, query); by default the last query sits at the last key that is valid."""
-    queries = query.shape[-2]
-    if positions is not None:
-        validation.check_positions(
-            "query_positions", positions, query.shape[0], queries, query.device
-        )
-        return positions if positions.ndim == 2 else positions[None]
-    back = torch.arange(1 - queries, 1, device=query.device)
-    if key_at.shape[-1] == 0:
-        return back[None] - 1
-    if key_lengths is None:
-        return key_at[:, -1:] + back
-    last = (key_lengths[:, None].long() - 1).clamp(0, key_at.shape[-1] - 1)
-    return key_at.expand(query.shape[0], -1).gather(1, last) + back
 
 
 def _frequencies(

@@ -12,10 +12,26 @@ import torch
 from torch import Tensor
 
 from ropewalk.kernels.autocast import suspended
-from ropewalk.kernels.rotary_attention import reference
+from ropewalk.kernels.rotary_attention import validation
+from ropewalk.kernels.rotary_attention.backend import implementation
 from ropewalk.kernels.rotary_attention.problem import Problem
 from ropewalk.kernels.rotary_attention.protocols import Layout
 from ropewalk.kernels.rotary_attention.schedule import Visibility
+
+# In the order in which `_problem` takes them. What autograd saves lies between the two.
+TENSORS = (
+    "Tensor query, Tensor key, Tensor value, Tensor inverse_frequencies, Tensor attention_factor, "
+    "Tensor query_angles, Tensor key_angles, Tensor query_positions, Tensor key_positions, "
+    "Tensor? query_factor, Tensor? sinks, Tensor? key_lengths, Tensor? attention_mask, "
+    "Tensor? cu_seqlens_query, Tensor? cu_seqlens_key"
+)
+SAVED = "Tensor output, Tensor logsumexp, Tensor grad_output, Tensor grad_logsumexp"
+CONSTANTS = (
+    "int[] edges, int unit, str layout, bool causal, float scale, int? sliding_window, "
+    "float? softcap, str backend, bool deterministic, bool by_index"
+)
+TENSOR_COUNT, SAVED_COUNT = TENSORS.count(",") + 1, SAVED.count(",") + 1
+SINKS = 10
 
 
 def _problem(
@@ -32,6 +48,8 @@ def _problem(
     sinks: Tensor | None,
     key_lengths: Tensor | None,
     attention_mask: Tensor | None,
+    cu_seqlens_query: Tensor | None,
+    cu_seqlens_key: Tensor | None,
     edges: list[int],
     unit: int,
     layout: str,
@@ -39,8 +57,12 @@ def _problem(
     scale: float,
     sliding_window: int | None,
     softcap: float | None,
-) -> Problem:
-    return Problem(
+    backend: str,
+    deterministic: bool,
+    by_index: bool,
+) -> tuple[Problem, str]:
+    """The problem and the backend that was asked for."""
+    problem = Problem(
         query=query,
         key=key,
         value=value,
@@ -63,7 +85,24 @@ def _problem(
             key_lengths=key_lengths,
             attention_mask=attention_mask,
         ),
+        deterministic=deterministic,
+        by_index=by_index,
+        cu_seqlens_query=cu_seqlens_query,
+        cu_seqlens_key=cu_seqlens_key,
     )
+    return problem, backend
+
+
+def _check_lengths(p: Problem) -> None:
+    """Here and not where the user calls, so that compiled code checks too."""
+    if p.query.is_cuda and torch.cuda.is_current_stream_capturing():
+        return  # a CUDA graph cannot read numbers back
+    for name, cu, x in (
+        ("cu_seqlens_query", p.cu_seqlens_query, p.query),
+        ("cu_seqlens_key", p.cu_seqlens_key, p.key),
+    ):
+        if cu is not None:
+            validation.check_packed_values(name, cu, x.shape[2])
 
 
 # The schedule is read back to the host, which a CUDA graph cannot record; the tag keeps compilers
@@ -71,37 +110,20 @@ def _problem(
 _TAGS = (torch.Tag.cudagraph_unsafe,)
 
 
-@torch.library.custom_op("ropewalk::rotary_attention", mutates_args=(), tags=_TAGS)
-def rotary_attention_op(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    inverse_frequencies: Tensor,
-    attention_factor: Tensor,
-    query_angles: Tensor,
-    key_angles: Tensor,
-    query_positions: Tensor,
-    key_positions: Tensor,
-    query_factor: Tensor | None,
-    sinks: Tensor | None,
-    key_lengths: Tensor | None,
-    attention_mask: Tensor | None,
-    edges: list[int],
-    unit: int,
-    layout: str,
-    causal: bool,
-    scale: float,
-    sliding_window: int | None,
-    softcap: float | None,
-) -> tuple[Tensor, Tensor]:
+@torch.library.custom_op(
+    "ropewalk::rotary_attention",
+    mutates_args=(),
+    schema=f"({TENSORS}, {CONSTANTS}) -> (Tensor, Tensor)",
+    tags=_TAGS,
+)
+def rotary_attention_op(*arguments: Any) -> tuple[Tensor, Tensor]:
     """Output and logsumexp; see `problem.Problem` for the arguments."""
-    problem = _problem(
-        query, key, value, inverse_frequencies, attention_factor, query_angles, key_angles,
-        query_positions, key_positions, query_factor, sinks, key_lengths, attention_mask,
-        edges, unit, layout, causal, scale, sliding_window, softcap,
-    )  # fmt: skip
-    with suspended(query):
-        return reference.forward(problem)
+    problem, backend = _problem(*arguments)
+    _check_lengths(problem)
+    with suspended(problem.query):
+        output, logsumexp = implementation(problem, backend).forward(problem)
+    # Compilers take the strides that the fake tensors have.
+    return output.contiguous(), logsumexp.contiguous()
 
 
 @rotary_attention_op.register_fake
@@ -113,49 +135,27 @@ def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tenso
     )
 
 
-@torch.library.custom_op("ropewalk::rotary_attention_backward", mutates_args=(), tags=_TAGS)
-def rotary_attention_backward_op(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    inverse_frequencies: Tensor,
-    attention_factor: Tensor,
-    query_angles: Tensor,
-    key_angles: Tensor,
-    query_positions: Tensor,
-    key_positions: Tensor,
-    query_factor: Tensor | None,
-    sinks: Tensor | None,
-    key_lengths: Tensor | None,
-    attention_mask: Tensor | None,
-    output: Tensor,
-    logsumexp: Tensor,
-    grad_output: Tensor,
-    grad_logsumexp: Tensor,
-    edges: list[int],
-    unit: int,
-    layout: str,
-    causal: bool,
-    scale: float,
-    sliding_window: int | None,
-    softcap: float | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+@torch.library.custom_op(
+    "ropewalk::rotary_attention_backward",
+    mutates_args=(),
+    schema=f"({TENSORS}, {SAVED}, {CONSTANTS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    tags=_TAGS,
+)
+def rotary_attention_backward_op(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value and sinks (empty without sinks)."""
-    problem = _problem(
-        query, key, value, inverse_frequencies, attention_factor, query_angles, key_angles,
-        query_positions, key_positions, query_factor, sinks, key_lengths, attention_mask,
-        edges, unit, layout, causal, scale, sliding_window, softcap,
-    )  # fmt: skip
-    with suspended(query):
-        gradients = reference.backward(problem, output, logsumexp, grad_output, grad_logsumexp)
-    # Compilers take the strides that the fake tensors have, whatever the layout of the inputs.
+    tensors, rest = arguments[:TENSOR_COUNT], arguments[TENSOR_COUNT:]
+    saved, constants = rest[:SAVED_COUNT], rest[SAVED_COUNT:]
+    problem, backend = _problem(*tensors, *constants)
+    with suspended(problem.query):
+        gradients = implementation(problem, backend).backward(problem, *saved)
+    # As in the forward, whatever the layout of the inputs.
     query_grad, key_grad, value_grad, sinks_grad = (x.contiguous() for x in gradients)
     return query_grad, key_grad, value_grad, sinks_grad
 
 
 @rotary_attention_backward_op.register_fake
 def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    query, key, value, sinks = *arguments[:3], arguments[10]
+    query, key, value, sinks = *arguments[:3], arguments[SINKS]
     no_sinks = query.new_empty(0, dtype=torch.promote_types(query.dtype, torch.float32))
     return (
         query.new_empty(query.shape),
@@ -165,20 +165,17 @@ def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     )
 
 
-TENSORS = 13
-
-
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:TENSORS], *output)
-    ctx.constants = inputs[TENSORS:]
+    ctx.save_for_backward(*inputs[:TENSOR_COUNT], *output)
+    ctx.constants = inputs[TENSOR_COUNT:]
 
 
 def _backward(ctx: Any, grad_output: Tensor, grad_logsumexp: Tensor) -> tuple[Any, ...]:
     saved, constants = ctx.saved_tensors, ctx.constants
     gradients = rotary_attention_backward_op(*saved, grad_output, grad_logsumexp, *constants)
-    result: list[Tensor | None] = [None] * (TENSORS + len(constants))
+    result: list[Tensor | None] = [None] * (TENSOR_COUNT + len(constants))
     result[:3] = gradients[:3]
-    result[10] = gradients[3] if saved[10] is not None else None
+    result[SINKS] = gradients[3] if saved[SINKS] is not None else None
     return tuple(result)
 
 

@@ -33,6 +33,11 @@ class Problem:
         scale: factor on the scores.
         softcap: bound on the scores.
         visibility: what is seen, and through which branch.
+        deterministic: whether gradients may not depend on the order in which a device works.
+        by_index: whether positions are the default ones: key j at j and the last query at the last
+            valid key, anew in each sequence of a packed batch.
+        cu_seqlens_query: int32 (sequences + 1,), where each packed sequence's queries begin.
+        cu_seqlens_key: the same of the keys; None exactly if `cu_seqlens_query` is.
     """
 
     query: Tensor
@@ -48,6 +53,10 @@ class Problem:
     scale: float
     softcap: float | None
     visibility: Visibility
+    deterministic: bool
+    by_index: bool
+    cu_seqlens_query: Tensor | None
+    cu_seqlens_key: Tensor | None
 
     @property
     def dtype(self) -> torch.dtype:

@@ -15,6 +15,7 @@ input's dtype is the last line of `forward` and `backward`.
 import torch
 from torch import Tensor
 
+from ropewalk.kernels.rotary_attention import varlen
 from ropewalk.kernels.rotary_attention.problem import Problem
 from ropewalk.kernels.rotary_attention.schedule import Piece
 from ropewalk.kernels.rotary_attention.softmax import RunningSoftmax
@@ -32,6 +33,8 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
 
     The logsumexp counts the sink and stays float32, or float64 for float64 inputs.
     """
+    if problem.cu_seqlens_query is not None:
+        return varlen.forward(forward, problem)
     walk, softmax, fusable = Walk(problem), RunningSoftmax(problem), _fusable(problem)
     for piece in walk.pieces:
         if fusable and piece.run.uniform:
@@ -61,6 +64,8 @@ def backward(
     problem: Problem, output: Tensor, logsumexp: Tensor, grad_output: Tensor, grad_lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value and sinks (empty without sinks), in their dtypes."""
+    if problem.cu_seqlens_query is not None:
+        return varlen.backward(backward, problem, output, logsumexp, grad_output, grad_lse)
     p, walk = problem, Walk(problem)
     grad_queries = [torch.zeros_like(walk.scaled) for _ in walk.queries_turned]
     grad_keys = [torch.zeros_like(keys) for keys in walk.keys_turned]

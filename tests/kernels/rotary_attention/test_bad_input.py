@@ -95,8 +95,8 @@ OPTIONS = {
         "must not require a gradient",
     ),
     "log_n": ({"log_n": lambda at: at[..., :1].float()}, "one factor per position"),
-    "triton": ({"backend": "triton"}, "no Triton kernel"),
-    "backend": ({"backend": "cuda"}, "'auto', 'reference' or 'triton', got 'cuda'"),
+    "triton": ({"backend": "triton"}, "expected tensors on a CUDA device, got cpu"),
+    "backend": ({"backend": "cuda"}, "'auto', 'reference', 'flash' or 'triton', got 'cuda'"),
 }
 
 

@@ -1,0 +1,75 @@
+"""Which implementation answers a problem: Triton's kernels, attention that exists, or the equation.
+
+    reference   the equation in torch, by blocks of queries (reference.py); takes everything
+    flash       near and far attention from a library, merged by logsumexp (flash.py)
+    triton      one kernel for all branches, on NVIDIA GPUs or in Triton's interpreter (triton/)
+    auto        the fastest of them that takes the problem: all of them mean the same result
+
+The choice is made where the operator runs and not while a compiler traces it, because it depends
+on what is installed and on the values of positions. Triton is imported only once it was chosen.
+"""
+
+import os
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ropewalk.kernels.rotary_attention import reference
+from ropewalk.kernels.rotary_attention.problem import Problem
+
+Backend = Literal["auto", "reference", "flash", "triton"]
+
+KERNELS = "ropewalk.kernels.rotary_attention.triton"
+
+
+def check_backend(backend: str) -> None:
+    """A name that exists; whether it can run is known when the operator does."""
+    if backend not in get_args(Backend):
+        raise ValueError(
+            f"backend must be 'auto', 'reference', 'flash' or 'triton', got {backend!r}"
+        )
+
+
+def triton_unavailable(query: Tensor) -> str | None:
+    """Why Triton cannot run on tensors like this one, or None. Never imports Triton."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's own variable
+    if query.device.type != "cuda" and not interpreted:
+        return (
+            f"expected tensors on a CUDA device, got {query.device}; move them, or set "
+            f"TRITON_INTERPRET=1 before triton is imported to run the kernels in its interpreter"
+        )
+    if query.dtype == torch.float64:
+        return "its kernels compute in float32, got float64; use .float() or another backend"
+    if find_spec("triton") is None:
+        return "triton is not installed; install ropewalk[gpu]"
+    if find_spec(KERNELS) is None:
+        return "this version has no Triton kernel for rotary attention"
+    return None
+
+
+def implementation(problem: Problem, backend: str) -> ModuleType:
+    """The module whose `forward` and `backward` answer the problem.
+
+    Raises:
+        ValueError: the backend that was asked for cannot answer it; the message says why.
+    """
+    automatic = backend == "auto"
+    if backend == "reference":
+        return reference
+    on_cuda = problem.query.device.type == "cuda"
+    if backend == "triton" or (automatic and on_cuda):
+        reason = triton_unavailable(problem.query)
+        if reason is None:
+            from ropewalk.kernels.rotary_attention import triton as kernels
+
+            reason = kernels.unsupported(problem)
+            if reason is None:
+                return kernels
+        if not automatic:
+            raise ValueError(f"backend 'triton' cannot run: {reason}")
+    if backend == "flash":
+        raise ValueError("backend 'flash' cannot run: no library attention is connected yet")
+    return reference

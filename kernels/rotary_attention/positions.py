@@ -1,0 +1,69 @@
+"""Where queries and keys are, if the caller does not say: by index, the last query at the last key.
+
+    key j at j;  query i at (key positions)[last] − (queries − 1 − i)
+
+With `key_lengths` the last key is each row's last valid one; in a packed batch both restart with
+every sequence. All of it stays on the device, so that nothing waits for a GPU.
+"""
+
+import torch
+from torch import Tensor
+
+from ropewalk.kernels.rotary_attention import validation
+
+
+def key_positions(positions: Tensor | None, query: Tensor, keys: int, cu: Tensor | None) -> Tensor:
+    """(1 | batch, key); `cu` are the keys' cumulative lengths in a packed batch."""
+    if positions is not None:
+        validation.check_positions("key_positions", positions, query.shape[0], keys, query.device)
+        return positions if positions.ndim == 2 else positions[None]
+    index = torch.arange(keys, device=query.device)
+    return index[None] if cu is None else (index - cu[sequence_of(cu, keys)])[None]
+
+
+def query_positions(
+    positions: Tensor | None,
+    query: Tensor,
+    key_at: Tensor,
+    key_lengths: Tensor | None,
+    cu_seqlens: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """(1 | batch, query); by default the last query sits at the last key that is valid."""
+    queries, keys = query.shape[-2], key_at.shape[-1]
+    if positions is not None:
+        validation.check_positions(
+            "query_positions", positions, query.shape[0], queries, query.device
+        )
+        return positions if positions.ndim == 2 else positions[None]
+    if cu_seqlens is not None:
+        cu_query, cu_key = cu_seqlens
+        sequence = sequence_of(cu_query, queries)
+        back = torch.arange(queries, device=query.device) - (cu_query[1:] - 1)[sequence]
+        if keys == 0:
+            return back[None] - 1
+        last = (cu_key[1:].long() - 1).clamp(0, keys - 1)
+        return key_at[:, last][:, sequence] + back
+    back = torch.arange(1 - queries, 1, device=query.device)
+    if keys == 0:
+        return back[None] - 1
+    if key_lengths is None:
+        return key_at[:, -1:] + back
+    last = (key_lengths[:, None].long() - 1).clamp(0, keys - 1)
+    return key_at.expand(query.shape[0], -1).gather(1, last) + back
+
+
+def context_length(positions: Tensor | None, keys: int, cu_key: Tensor | None) -> int | Tensor:
+    """One more than the greatest key position, for frequency rules that depend on it."""
+    # Without any key there is a context of no tokens, whose length no rule could use.
+    if positions is not None and keys > 0:
+        return positions.amax() + 1
+    if cu_key is not None:
+        return cu_key.diff().amax().clamp(min=1)
+    return max(keys, 1)
+
+
+def sequence_of(cu: Tensor, tokens: int) -> Tensor:
+    """Which sequence of a packed batch each token belongs to; sequences may be empty."""
+    index = torch.arange(tokens, device=cu.device, dtype=cu.dtype)
+    # Lengths that do not add up are refused where they can be read; here they must stay in range.
+    return torch.searchsorted(cu[1:], index, right=True).clamp(max=cu.shape[0] - 2)
