@@ -6,6 +6,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # More threads than cores only wait for each other in the small matrices of the tests.
 TEST_WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal
 
 .PHONY: help setup demo demo-full test lint typing-links wheel notebooks clean
 
@@ -29,8 +30,10 @@ demo: $(READY)  ## evaluate every variant on the bundled model, at most 5 minute
 demo-full: $(READY)  ## the same with contexts of 8192 and 16384
 	$(BIN)/ropewalk demo --full --out runs/demo-full
 
+# Triton decides at its import whether kernels are interpreted, so the interpreter has its own process.
 test: $(READY)  ## pass the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal
+	TRITON_INTERPRET=1 $(PYTEST) -m interpret
+	TRITON_INTERPRET=0 $(PYTEST) -m "not interpret"
 
 lint: $(READY) typing-links  ## format, lint and type checks
 	$(BIN)/ruff format --check .

@@ -1,0 +1,42 @@
+"""Which of the kernels' proofs this process can run; CONTRIBUTING, "How an op is proven".
+
+Triton decides once, when it is imported, whether its kernels are interpreted. So one process
+interprets (`interpret`) and another one compiles (`compile`) or launches (`gpu`).
+"""
+
+import functools
+import os
+
+import pytest
+import torch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+TO_INTERPRET = "TRITON_INTERPRET=1 python -m pytest -m interpret"
+
+
+@functools.cache
+def unable(marker: str) -> str | None:
+    """Why tests with this marker cannot run here."""
+    if marker == "interpret":
+        return None if INTERPRETED else f"interpreted kernels need: {TO_INTERPRET}"
+    if INTERPRETED:
+        return f"{marker} tests need a process without TRITON_INTERPRET"
+    if marker == "gpu" and not torch.cuda.is_available():
+        return "no CUDA device"
+    return None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Whoever asks for the device's tests must not read "passed" where all of them were skipped.
+    reason = unable("gpu")
+    if config.option.markexpr.strip() == "gpu" and reason is not None:
+        raise pytest.UsageError(f"-m gpu: {reason}")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    # Skipped from here and not by a mark, so that the summary counts them in one line.
+    for marker in ("interpret", "compile", "gpu"):
+        if item.get_closest_marker(marker) is not None:
+            reason = unable(marker)
+            if reason is not None:
+                pytest.skip(reason)
