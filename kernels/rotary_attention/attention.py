@@ -17,6 +17,7 @@ from ropewalk.kernels.rotary_attention.protocols import (
     DistanceRule,
     QueryScale,
     Rotary,
+    key_copies,
 )
 
 
@@ -198,6 +199,7 @@ def rotary_attention(
         scale,
         sliding_window,
         softcap,
+        key_copies(distance.branches),
         backend,
         deterministic,
         by_index,

@@ -28,7 +28,8 @@ TENSORS = (
 SAVED = "Tensor output, Tensor logsumexp, Tensor grad_output, Tensor grad_logsumexp"
 CONSTANTS = (
     "int[] edges, int unit, str layout, bool causal, float scale, int? sliding_window, "
-    "float? softcap, str backend, bool deterministic, bool by_index"
+    "float? softcap, int[] key_copies, "
+    "str backend, bool deterministic, bool by_index"
 )
 TENSOR_COUNT, SAVED_COUNT = TENSORS.count(",") + 1, SAVED.count(",") + 1
 SINKS = 10
@@ -57,6 +58,7 @@ def _problem(
     scale: float,
     sliding_window: int | None,
     softcap: float | None,
+    key_copies: list[int],
     backend: str,
     deterministic: bool,
     by_index: bool,
@@ -75,6 +77,7 @@ def _problem(
         layout=cast("Layout", layout),
         scale=scale,
         softcap=softcap,
+        key_copies=tuple(key_copies),
         visibility=Visibility(
             query_positions=query_positions,
             key_positions=key_positions,

@@ -32,6 +32,8 @@ class Problem:
         layout: which dimensions pair up.
         scale: factor on the scores.
         softcap: bound on the scores.
+        key_copies: of each branch, which of the keys' rotated copies it takes; −1 for the keys as
+            they are. Branches that place keys alike share a copy.
         visibility: what is seen, and through which branch.
         deterministic: whether gradients may not depend on the order in which a device works.
         by_index: whether positions are the default ones: key j at j and the last query at the last
@@ -52,6 +54,7 @@ class Problem:
     layout: Layout
     scale: float
     softcap: float | None
+    key_copies: tuple[int, ...]
     visibility: Visibility
     deterministic: bool
     by_index: bool

@@ -16,6 +16,7 @@ so that the relative position which the score sees is q_b(i) − k_b(j). The bra
 the distance, so that for one query the keys of a branch are contiguous; kernels rely on that.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -64,6 +65,24 @@ class Branch(NamedTuple):
 
     query: PositionMap = PositionMap()
     key: PositionMap = PositionMap()
+
+
+def key_copies(branches: Sequence[Branch]) -> list[int]:
+    """Of each branch, which rotated copy of the keys it takes, numbered by first use.
+
+    Branches that place keys alike share a copy, and −1 stands for position 0 throughout, where keys
+    stay as they are: ReRoPE's far branch never rotates a key.
+    """
+    maps: list[PositionMap] = []
+    copies: list[int] = []
+    for branch in branches:
+        if branch.key.divisor == math.inf and branch.key.offset == 0:
+            copies.append(-1)
+            continue
+        if branch.key not in maps:
+            maps.append(branch.key)
+        copies.append(maps.index(branch.key))
+    return copies
 
 
 @runtime_checkable
