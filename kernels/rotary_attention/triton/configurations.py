@@ -1,0 +1,126 @@
+"""Tile sizes, warps and pipeline stages of every kernel: a table, not a search at run time.
+
+Each entry compiles for its chip without spilling a register and within its shared memory;
+tests/kernels/rotary_attention/test_triton_compile.py proves it for all of them. Chips:
+
+    sm_90   Hopper and later data-centre chips, 227 KiB of shared memory a block
+    sm_80   A100, 163 KiB
+    small   everything else (sm_86, sm_89, sm_120), 99 KiB
+
+Tiles shrink as heads grow, because a tile of queries or keys is that wide, and for float32, whose
+elements take twice the room.
+"""
+
+import os
+from typing import Literal, NamedTuple
+
+import torch
+import triton
+
+Kernel = Literal["forward", "query", "key"]
+Chip = Literal["sm_90", "sm_80", "small"]
+
+
+class Configuration(NamedTuple):
+    """How one kernel runs.
+
+    Attributes:
+        rows: queries in a tile.
+        columns: keys in a tile.
+        warps: warps of a program.
+        stages: loads in flight in a loop.
+    """
+
+    rows: int
+    columns: int
+    warps: int
+    stages: int
+
+
+INTERPRETED = Configuration(16, 16, 4, 1)
+"""Tiles of Triton's interpreter: small, so that small inputs meet every kind of tile."""
+
+# By the width of a head rounded up to a power of two: 2-byte elements, then 4-byte ones.
+HALF: dict[Chip, dict[Kernel, dict[int, Configuration]]] = {
+    "sm_90": {
+        "forward": {
+            64: Configuration(128, 64, 4, 3),
+            128: Configuration(128, 64, 8, 3),
+            256: Configuration(128, 64, 8, 2),
+        },
+        "query": {
+            64: Configuration(128, 64, 8, 2),
+            128: Configuration(64, 64, 8, 2),
+            256: Configuration(64, 32, 8, 1),
+        },
+        "key": {
+            64: Configuration(64, 128, 8, 2),
+            128: Configuration(64, 64, 8, 2),
+            256: Configuration(32, 64, 8, 1),
+        },
+    },
+    "sm_80": {
+        "forward": {
+            64: Configuration(128, 64, 4, 3),
+            128: Configuration(128, 64, 8, 2),
+            256: Configuration(64, 32, 4, 2),
+        },
+        "query": {
+            64: Configuration(64, 64, 4, 2),
+            128: Configuration(64, 64, 8, 2),
+            256: Configuration(32, 32, 4, 1),
+        },
+        "key": {
+            64: Configuration(64, 64, 4, 2),
+            128: Configuration(64, 64, 8, 2),
+            256: Configuration(32, 32, 8, 1),
+        },
+    },
+    "small": {
+        "forward": {
+            64: Configuration(64, 64, 4, 2),
+            128: Configuration(64, 32, 4, 2),
+            256: Configuration(32, 32, 4, 1),
+        },
+        "query": {
+            64: Configuration(64, 32, 4, 2),
+            128: Configuration(32, 32, 4, 2),
+            256: Configuration(32, 16, 4, 1),
+        },
+        "key": {
+            64: Configuration(32, 64, 4, 2),
+            128: Configuration(32, 32, 4, 2),
+            256: Configuration(16, 32, 4, 1),
+        },
+    },
+}
+SINGLE = HALF
+
+
+def interpreted() -> bool:
+    """Whether Triton runs its kernels in the interpreter; the switch is Triton's own."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def chip(device: torch.device) -> Chip:
+    """Which column of the table a device takes."""
+    major, minor = torch.cuda.get_device_capability(device)
+    if major in (9, 10):
+        return "sm_90"
+    return "sm_80" if (major, minor) == (8, 0) else "small"
+
+
+def configuration(
+    kernel: Kernel, head_dim: int, value_dim: int, itemsize: int, chip: Chip
+) -> Configuration:
+    """The shipped configuration of a kernel.
+
+    Args:
+        kernel: which one.
+        head_dim: width of a query or key, `value_dim` of a value.
+        itemsize: bytes of an element.
+        chip: see the module's docstring.
+    """
+    width = max(64, triton.next_power_of_2(max(head_dim, value_dim)))
+    table = HALF if itemsize == 2 else SINGLE
+    return table[chip][kernel][width]

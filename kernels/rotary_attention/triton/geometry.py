@@ -1,0 +1,247 @@
+"""What the kernels of one problem share: their arguments, the grid and the tensors they read.
+
+Queries and keys are rotated to every branch here, before the attention; keys of branches whose
+position is 0 throughout are the caller's own (ReRoPE's far keys), and branches that place keys
+alike share one copy (dual chunk attention's three).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from ropewalk.kernels.rotary_attention.problem import Problem
+from ropewalk.kernels.rotary_attention.schedule import block_index
+from ropewalk.kernels.rotary_attention.triton.configurations import interpreted
+from ropewalk.kernels.rotary_attention.triton.turn import empty_turned, turn
+
+HUGE = 2**30
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A problem as the kernels take it.
+
+    Attributes:
+        problem: what is asked.
+        queries: rotated to every branch, (branches, batch, heads, query, head_dim).
+        keys: of every branch, each (batch, kv_heads, key, head_dim).
+        value: with a contiguous last dimension.
+        arguments: by name, those that all kernels share.
+    """
+
+    problem: Problem
+    queries: Tensor
+    keys: tuple[Tensor, ...]
+    value: Tensor
+    arguments: dict[str, Any]
+
+    @property
+    def branches(self) -> int:
+        return len(self.keys)
+
+
+def contiguous_rows(x: Tensor) -> Tensor:
+    """`x` with a contiguous last dimension; a copy only where it has none."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def turn_queries(problem: Problem) -> Tensor:
+    """Queries at the positions of every branch, times their factor."""
+    p, query = problem, contiguous_rows(problem.query)
+    if p.inverse_frequencies.numel() == 0 and p.query_factor is None:
+        return query[None]
+    turned = empty_turned(query, p.query_angles.shape[0])
+    turn(query, turned, **_turning(p, p.query_angles), row_factor=_row_factor(p), back=False)
+    return turned
+
+
+def turn_keys(problem: Problem) -> tuple[Tensor, ...]:
+    """Keys at the positions of every branch."""
+    p, key = problem, contiguous_rows(problem.key)
+    copies = p.key_copies
+    if p.inverse_frequencies.numel() == 0 or max(copies) < 0:
+        return (key,) * len(copies)
+    # Copies are numbered in the order in which branches first need them.
+    angles = torch.stack([p.key_angles[copies.index(n)] for n in range(max(copies) + 1)])
+    turned = empty_turned(key, len(angles))
+    turn(key, turned, **_turning(p, angles, factor=False), row_factor=None, back=False)
+    return tuple(key if copy < 0 else turned[copy] for copy in copies)
+
+
+def turn_back_queries(problem: Problem, gradients: Tensor) -> Tensor:
+    """Gradient of the queries from those of the rotated ones, (branches, …)."""
+    p = problem
+    if p.inverse_frequencies.numel() == 0 and p.query_factor is None:
+        return gradients[0]
+    grad = torch.empty(p.query.shape, dtype=p.query.dtype, device=p.query.device)
+    turn(grad, gradients, **_turning(p, p.query_angles), row_factor=_row_factor(p), back=True)
+    return grad
+
+
+def turn_back_keys(problem: Problem, gradients: Tensor) -> Tensor:
+    """Gradient of the keys from those of the rotated ones, (branches, …)."""
+    p = problem
+    grad = torch.empty(p.key.shape, dtype=p.key.dtype, device=p.key.device)
+    turn(grad, gradients, **_turning(p, p.key_angles, factor=False), row_factor=None, back=True)
+    return grad
+
+
+def _turning(problem: Problem, positions: Tensor, *, factor: bool = True) -> dict[str, Any]:
+    """The attention factor goes to the queries, squared, so that keys may stay as they are."""
+    p = problem
+    rotated = p.inverse_frequencies.numel() > 0
+    return {
+        "positions": positions.to(torch.float32).contiguous(),
+        "inverse_frequencies": p.inverse_frequencies.to(torch.float32).contiguous(),
+        "factor": p.attention_factor.to(torch.float32).square() if factor and rotated else None,
+        "interleaved": p.layout == "interleaved",
+    }
+
+
+def _row_factor(problem: Problem) -> Tensor | None:
+    factor = problem.query_factor
+    return None if factor is None else factor.to(torch.float32).contiguous()
+
+
+def geometry(problem: Problem, *, keys: tuple[Tensor, ...] | None = None) -> Geometry:
+    """Rotates what is to be rotated and collects the kernels' shared arguments.
+
+    Args:
+        problem: what is asked.
+        keys: of every branch, if the kernel rotates them itself.
+    """
+    p, see = problem, problem.visibility
+    queries, value = turn_queries(p), contiguous_rows(p.value)
+    keys = turn_keys(p) if keys is None else keys
+    filled = (*keys, *(keys[:1] * (3 - len(keys))))
+    edges = (*see.edges, *((HUGE,) * (2 - len(see.edges))))
+    mask = see.attention_mask
+    arguments: dict[str, Any] = {
+        "query": queries,
+        "value": value,
+        "mask": None,
+        "key_lengths": see.key_lengths,
+        "cu_queries": None,
+        "cu_keys": None,
+        "query_branch": queries.stride(0),
+        "query_batch": queries.stride(1),
+        "query_head": queries.stride(2),
+        "query_row": queries.stride(3),
+        "value_batch": value.stride(0),
+        "value_head": value.stride(1),
+        "value_row": value.stride(2),
+        "mask_batch": 0,
+        "mask_head": 0,
+        "mask_row": 0,
+        "mask_column": 0,
+        "heads": p.query.shape[1],
+        "groups": p.query.shape[1] // p.key.shape[1],
+        "queries": p.query.shape[2],
+        "keys": p.key.shape[2],
+        "edge1": edges[0],
+        "edge2": edges[1],
+        "unit": see.unit,
+        "window": HUGE if see.sliding_window is None else see.sliding_window,
+        "steps": max(p.query.shape[2], p.key.shape[2]).bit_length() + 1,
+        "scale": float(p.scale),
+        "cap": 1.0 if p.softcap is None else float(p.softcap),
+        "least": 0.0,
+        "BRANCHES": len(keys),
+        "HEAD_DIM": p.query.shape[-1],
+        "VALUE_DIM": value.shape[-1],
+        "HEAD_BLOCK": max(16, triton.next_power_of_2(p.query.shape[-1])),
+        "VALUE_BLOCK": max(16, triton.next_power_of_2(value.shape[-1])),
+        "CAUSAL": see.causal,
+        "SLIDING": see.sliding_window is not None,
+        "CAP": p.softcap is not None,
+        "MASK": 0,
+        "LENGTHS": see.key_lengths is not None,
+        "PACKED": p.cu_seqlens_query is not None,
+        "BY_INDEX": p.by_index,
+        "UNITS": see.unit > 1 or _fractional(p),
+        "UPCAST": interpreted() and p.query.dtype != torch.float32,
+        "PRECISION": _precision(p.query.dtype),
+    }
+    for branch, key in enumerate(filled):
+        arguments[f"key{branch}"] = key
+        arguments[f"key{branch}_batch"] = key.stride(0)
+        arguments[f"key{branch}_head"] = key.stride(1)
+        arguments[f"key{branch}_row"] = key.stride(2)
+    if mask is not None:
+        boolean = mask.dtype == torch.bool
+        # Boolean tensors are read as bytes; additive ones hide at the least number of their dtype.
+        arguments["mask"] = mask.view(torch.uint8) if boolean else mask
+        arguments["MASK"] = 1 if boolean else 2
+        arguments["least"] = 0.0 if boolean else torch.finfo(mask.dtype).min
+        names = ("mask_batch", "mask_head", "mask_row", "mask_column")
+        for name, size, stride in zip(names, mask.shape, mask.stride(), strict=True):
+            arguments[name] = 0 if size == 1 else stride
+    if p.cu_seqlens_query is not None and p.cu_seqlens_key is not None:
+        arguments["cu_queries"] = p.cu_seqlens_query.to(torch.int32)
+        arguments["cu_keys"] = p.cu_seqlens_key.to(torch.int32)
+    arguments |= _positions(p)
+    return Geometry(p, queries, keys, value, arguments)
+
+
+def _precision(dtype: torch.dtype) -> str:
+    """How float32 products are computed: as torch's own matrix products are asked to."""
+    if dtype != torch.float32 or torch.get_float32_matmul_precision() != "highest":
+        return "tf32"
+    return "tf32x3"
+
+
+def _fractional(problem: Problem) -> bool:
+    see = problem.visibility
+    return see.query_positions.is_floating_point() or see.key_positions.is_floating_point()
+
+
+def _positions(problem: Problem) -> dict[str, Any]:
+    """Positions, blocks, whether they ascend, and the strides between rows of the batch."""
+    p, see = problem, problem.visibility
+    names = ("query_positions", "key_positions", "query_blocks", "key_blocks")
+    if p.by_index:
+        none = dict.fromkeys((*names, "keys_ordered", "queries_ordered"))
+        return none | {"query_places": 0, "key_places": 0}
+    dtype = torch.float32 if _fractional(p) else torch.int32
+    positions = [x.to(dtype).contiguous() for x in (see.query_positions, see.key_positions)]
+    blocks = positions
+    if see.unit > 1 or _fractional(p):
+        blocks = [block_index(x, see.unit).to(dtype).contiguous() for x in positions]
+    result: dict[str, Any] = dict(zip(names, (*positions, *blocks), strict=True))
+    result["query_places"], result["key_places"] = (
+        0 if x.shape[0] == 1 else x.shape[1] for x in positions
+    )
+    result["queries_ordered"] = _ascends(positions[0], p.cu_seqlens_query)
+    result["keys_ordered"] = _ascends(positions[1], p.cu_seqlens_key)
+    return result
+
+
+def _ascends(positions: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """Whether positions ascend in every row or packed sequence: int32 (1,), never read back."""
+    falls = positions[:, 1:] < positions[:, :-1]
+    if cu_seqlens is not None:
+        begins = torch.zeros(positions.shape[1] + 1, dtype=torch.bool, device=positions.device)
+        begins[cu_seqlens.long()] = True
+        falls = falls & ~begins[1:-1]
+    return (~falls.any()).to(torch.int32)[None]
+
+
+def packed_tiles(cu_seqlens: Tensor, total: int, block: int) -> Tensor:
+    """Which packed sequence each program serves and where in it: int32 (programs, 2).
+
+    There are as many programs as the sequences could need at most, because their lengths are not
+    read back; those without work get sequence −1.
+    """
+    lengths = cu_seqlens.diff().long()
+    counts = (lengths + block - 1) // block
+    ends = counts.cumsum(0)
+    programs = torch.arange(total // block + len(lengths), device=cu_seqlens.device)
+    sequence = torch.searchsorted(ends, programs, right=True)
+    exists = sequence < len(lengths)
+    sequence = sequence.clamp(max=max(len(lengths) - 1, 0))
+    start = (programs - (ends - counts)[sequence]) * block
+    sequence = torch.where(exists, sequence, -1)
+    return torch.stack((sequence, start), -1).to(torch.int32).contiguous()

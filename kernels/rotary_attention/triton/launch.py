@@ -1,0 +1,206 @@
+"""`forward` and `backward` of a problem by the kernels; the same signatures as reference.py's."""
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from ropewalk.kernels.rotary_attention.problem import Problem
+from ropewalk.kernels.rotary_attention.triton.backward import delta_kernel
+from ropewalk.kernels.rotary_attention.triton.configurations import (
+    INTERPRETED,
+    Configuration,
+    Kernel,
+    chip,
+    configuration,
+    interpreted,
+)
+from ropewalk.kernels.rotary_attention.triton.forward import forward_kernel
+from ropewalk.kernels.rotary_attention.triton.geometry import (
+    Geometry,
+    contiguous_rows,
+    geometry,
+    packed_tiles,
+    turn_back_keys,
+    turn_back_queries,
+)
+from ropewalk.kernels.rotary_attention.triton.key_gradient import key_kernel
+from ropewalk.kernels.rotary_attention.triton.query_gradient import query_kernel
+
+LARGEST_HEAD = 256
+LONGEST = 2**30
+DELTA_ROWS = 64
+
+
+def unsupported(problem: Problem) -> str | None:
+    """Why the kernels cannot answer a problem, or None."""
+    p = problem
+    widest = max(p.query.shape[-1], p.value.shape[-1])
+    if widest > LARGEST_HEAD:
+        return f"its kernels take heads of at most {LARGEST_HEAD} dimensions, got {widest}"
+    if len(p.visibility.edges) > 2:
+        return f"its kernels take rules of at most 3 branches, got {len(p.visibility.edges) + 1}"
+    if max(p.query.shape[2], p.key.shape[2]) >= LONGEST:
+        return f"its kernels take fewer than {LONGEST} queries or keys"
+    return None
+
+
+def _configuration(kernel: Kernel, problem: Problem) -> Configuration:
+    if interpreted():
+        return INTERPRETED
+    p = problem
+    return configuration(
+        kernel, p.query.shape[-1], p.value.shape[-1], p.query.element_size(), chip(p.query.device)
+    )
+
+
+def _grid_of_queries(
+    problem: Problem, how: Configuration
+) -> tuple[tuple[int, int], dict[str, Any]]:
+    """Programs (blocks of queries, batch · heads) and what they are told."""
+    p, tiles = problem, None
+    blocks = triton.cdiv(p.query.shape[2], how.rows)
+    if p.cu_seqlens_query is not None:
+        tiles = packed_tiles(p.cu_seqlens_query, p.query.shape[2], how.rows)
+        blocks = len(tiles)
+    return (blocks, p.query.shape[0] * p.query.shape[1]), _told(how, tiles)
+
+
+def _told(how: Configuration, tiles: Tensor | None) -> dict[str, Any]:
+    return {
+        "tiles": tiles,
+        "ROWS": how.rows,
+        "COLUMNS": how.columns,
+        "num_warps": how.warps,
+        "num_stages": how.stages,
+    }
+
+
+def _shared(g: Geometry, ordered: str) -> dict[str, Any]:
+    """The shared arguments; `ordered` names which positions the kernel searches."""
+    arguments = dict(g.arguments)
+    flags = {name: arguments.pop(name) for name in ("keys_ordered", "queries_ordered")}
+    return arguments | {"ordered": flags[ordered]}
+
+
+def forward(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Output (batch, heads, query, value_dim) and float32 logsumexp (batch, heads, query)."""
+    p = problem
+    output = p.query.new_empty(*p.query.shape[:-1], p.value.shape[-1])
+    logsumexp = p.query.new_empty(p.query.shape[:-1], dtype=torch.float32)
+    if logsumexp.numel() == 0:
+        return output, logsumexp
+    grid, told = _grid_of_queries(p, _configuration("forward", p))
+    forward_kernel[grid](
+        **_shared(geometry(p), "keys_ordered"),
+        **told,
+        output=output,
+        logsumexp=logsumexp,
+        sinks=p.sinks,
+        SINKS=p.sinks is not None,
+    )
+    return output, logsumexp
+
+
+def backward(
+    problem: Problem, output: Tensor, logsumexp: Tensor, grad_output: Tensor, grad_lse: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of query, key, value and sinks (empty without sinks), in their dtypes."""
+    p = problem
+    delta = torch.empty_like(logsumexp, memory_format=torch.contiguous_format)
+    logsumexp = logsumexp.contiguous()
+    grad_output = contiguous_rows(grad_output)
+    if min(p.query.numel(), p.key.numel()) == 0:
+        zeros = [torch.zeros_like(x) for x in (p.query, p.key, p.value)]
+        delta = -grad_lse.float()
+        return zeros[0], zeros[1], zeros[2], _sink_gradient(p, logsumexp, delta)
+    delta_kernel[(triton.cdiv(delta.numel(), DELTA_ROWS),)](
+        output.contiguous(), grad_output, grad_lse.float().contiguous(), delta, delta.numel(),
+        grad_output.stride(0), grad_output.stride(1), grad_output.stride(2),
+        p.query.shape[1], p.query.shape[2], VALUE_DIM=p.value.shape[-1],
+        VALUE_BLOCK=triton.next_power_of_2(p.value.shape[-1]), ROWS=DELTA_ROWS, num_warps=4,
+    )  # fmt: skip
+    g = geometry(p)
+    rows: dict[str, Any] = {
+        "grad_output": grad_output,
+        "logsumexp": logsumexp,
+        "delta": delta,
+        "grad_batch": grad_output.stride(0),
+        "grad_head": grad_output.stride(1),
+        "grad_row": grad_output.stride(2),
+    }
+    grad_query = _grad_query(g, rows)
+    grad_key, grad_value = _grad_key(g, rows)
+    return grad_query, grad_key, grad_value, _sink_gradient(p, logsumexp, delta)
+
+
+def _grad_query(g: Geometry, rows: dict[str, Any]) -> Tensor:
+    p = g.problem
+    gradients = p.query.new_empty(g.branches, *p.query.shape)
+    grid, told = _grid_of_queries(p, _configuration("query", p))
+    query_kernel[grid](
+        **_shared(g, "keys_ordered"),
+        **told,
+        **rows,
+        grad_query=gradients,
+        gradient_branch=gradients.stride(0),
+    )
+    return turn_back_queries(p, gradients)
+
+
+def _grad_key(g: Geometry, rows: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    p, how = g.problem, _configuration("key", g.problem)
+    tiles = None
+    blocks = triton.cdiv(p.key.shape[2], how.columns)
+    if p.cu_seqlens_key is not None:
+        tiles = packed_tiles(p.cu_seqlens_key, p.key.shape[2], how.columns)
+        blocks = len(tiles)
+    split = _splits_heads(p, blocks)
+    programs = p.key.shape[0] * (p.query.shape[1] if split else p.key.shape[1])
+    shapes = (g.branches, *p.key.shape), p.value.shape
+    # Atomic additions start from zero and round only once, at the end.
+    gradients, grad_value = (
+        torch.zeros(shape, dtype=torch.float32, device=p.key.device)
+        if split
+        else torch.empty(shape, dtype=p.key.dtype, device=p.key.device)
+        for shape in shapes
+    )
+    key_kernel[(blocks, programs)](
+        **_shared(g, "queries_ordered"),
+        **_told(how, tiles),
+        **rows,
+        grad_key=gradients,
+        grad_value=grad_value,
+        gradient_branch=gradients.stride(0),
+        SPLIT=split,
+    )
+    return turn_back_keys(p, gradients), grad_value.to(p.value.dtype)
+
+
+def _splits_heads(problem: Problem, blocks: int) -> bool:
+    """Whether the heads that share a key are spread over programs, which add atomically.
+
+    Only where there are too few programs otherwise to give every multiprocessor two.
+    """
+    p = problem
+    if p.deterministic or p.query.shape[1] == p.key.shape[1]:
+        return False
+    return blocks * p.key.shape[0] * p.key.shape[1] < 2 * multiprocessors(p.query.device)
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Streaming multiprocessors of a device; 1 in the interpreter."""
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _sink_gradient(problem: Problem, logsumexp: Tensor, delta: Tensor) -> Tensor:
+    """−Σ exp(sink − lse) Δ over rows; empty without sinks."""
+    p = problem
+    if p.sinks is None:
+        return logsumexp.new_empty(0)
+    lse = logsumexp.masked_fill(logsumexp == -torch.inf, 0.0)
+    weights = torch.exp(p.sinks.float()[:, None] - lse)
+    return -(weights * delta).sum((0, 2)).to(p.sinks.dtype)

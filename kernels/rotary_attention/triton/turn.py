@@ -1,0 +1,139 @@
+"""Rotation of queries or keys to the positions of every branch, and the transpose for gradients.
+
+    out_b = λ · R^{p_b} x                      `turn`
+    x̄     = λ · Σ_b (R^{p_b})ᵀ x̄_b            `turn_back`
+
+λ is a factor for each row (log n scaling), and the rotated dimensions are multiplied by another
+factor. Angles are computed here from positions and inverse frequencies, so that no table of cosines
+is written or read; a program serves several heads with the same angles. One read and one write
+per branch of each tensor, which is linear in the length where the attention is quadratic.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ropewalk.kernels.rotary_attention.triton.angles import sine_cosine
+
+HEADS_TOGETHER = 4
+
+
+@triton.jit
+def turn_kernel(
+    x, turned, positions, inverse_frequencies, factor, row_factor,
+    x_batch, x_head, x_row, turned_branch, turned_batch, turned_head, turned_row,
+    position_branch, position_batch, row_batch, heads, length,
+    BRANCHES: tl.constexpr, HEAD_DIM: tl.constexpr, PAIRS: tl.constexpr,
+    PAIR_BLOCK: tl.constexpr, REST_BLOCK: tl.constexpr, ROWS: tl.constexpr,
+    HEADS: tl.constexpr, INTERLEAVED: tl.constexpr, FACTOR: tl.constexpr,
+    ROW_FACTOR: tl.constexpr, BACK: tl.constexpr,
+):  # fmt: skip
+    """Programs: (blocks of rows, groups of heads, batch).
+
+    x is (batch, heads, length, HEAD_DIM), and with BACK the sum over the branches; `turned` is
+    (branches, batch, heads, length, HEAD_DIM); the last dimension of both is contiguous.
+    """
+    batch = tl.program_id(2).to(tl.int64)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    here = rows < length
+    pairs = tl.arange(0, PAIR_BLOCK)
+    inside = here[:, None] & (pairs < PAIRS)[None, :]
+    if INTERLEAVED:
+        first = 2 * pairs[None, :]
+        second = first + 1
+    else:
+        first = pairs[None, :]
+        second = first + PAIRS
+    rest = 2 * PAIRS + tl.arange(0, REST_BLOCK)[None, :]
+    beside = here[:, None] & (rest < HEAD_DIM)
+    frequencies = tl.load(inverse_frequencies + pairs, mask=pairs < PAIRS, other=0.0)
+    wide = rows.to(tl.int64)[:, None]
+    scale = 1.0
+    if ROW_FACTOR:
+        scale = tl.load(row_factor + batch * row_batch + rows, mask=here, other=0.0)[:, None]
+    magnitude = scale
+    if FACTOR:
+        magnitude = scale * tl.load(factor)
+    for index in range(0, HEADS):
+        head = tl.program_id(1) * HEADS + index
+        if head < heads:
+            x_at = x + batch * x_batch + head.to(tl.int64) * x_head + wide * x_row
+            turned_at = turned + batch * turned_batch + head.to(tl.int64) * turned_head
+            turned_at += wide * turned_row
+            if BACK:
+                a_sum = tl.zeros([ROWS, PAIR_BLOCK], tl.float32)
+                b_sum = tl.zeros([ROWS, PAIR_BLOCK], tl.float32)
+                rest_sum = tl.zeros([ROWS, REST_BLOCK], tl.float32)
+            else:
+                a = tl.load(x_at + first, mask=inside, other=0.0).to(tl.float32)
+                b = tl.load(x_at + second, mask=inside, other=0.0).to(tl.float32)
+                kept = tl.load(x_at + rest, mask=beside, other=0.0).to(tl.float32)
+            for branch in tl.static_range(BRANCHES):
+                place = tl.load(
+                    positions + branch * position_branch + batch * position_batch + rows,
+                    mask=here, other=0.0,
+                )  # fmt: skip
+                sine, cosine = sine_cosine(place[:, None] * frequencies[None, :])
+                sine = sine * magnitude
+                cosine = cosine * magnitude
+                at = turned_at + branch * turned_branch
+                if BACK:
+                    a = tl.load(at + first, mask=inside, other=0.0).to(tl.float32)
+                    b = tl.load(at + second, mask=inside, other=0.0).to(tl.float32)
+                    kept = tl.load(at + rest, mask=beside, other=0.0).to(tl.float32)
+                    a_sum += a * cosine + b * sine
+                    b_sum += b * cosine - a * sine
+                    rest_sum += kept * scale
+                else:
+                    dtype = turned.dtype.element_ty
+                    tl.store(at + first, (a * cosine - b * sine).to(dtype), mask=inside)
+                    tl.store(at + second, (b * cosine + a * sine).to(dtype), mask=inside)
+                    tl.store(at + rest, (kept * scale).to(dtype), mask=beside)
+            if BACK:
+                dtype = x.dtype.element_ty
+                tl.store(x_at + first, a_sum.to(dtype), mask=inside)
+                tl.store(x_at + second, b_sum.to(dtype), mask=inside)
+                tl.store(x_at + rest, rest_sum.to(dtype), mask=beside)
+
+
+def turn(x: Tensor, turned: Tensor, positions: Tensor, inverse_frequencies: Tensor,
+         factor: Tensor | None, row_factor: Tensor | None, *, interleaved: bool,
+         back: bool) -> None:  # fmt: skip
+    """Writes `turned` from `x`, or with `back` x from `turned`.
+
+    Args:
+        x: (batch, heads, length, head_dim), last dimension contiguous.
+        turned: (branches, batch, heads, length, head_dim), last dimension contiguous.
+        positions: float32 (branches, 1 | batch, length), last dimension contiguous.
+        inverse_frequencies: float32 (pairs,).
+        factor: float32 scalar on the rotated dimensions.
+        row_factor: float32 (1 | batch, length) on all dimensions.
+        interleaved: which dimensions are pairs.
+        back: the transpose.
+    """
+    batch, heads, length, head_dim = x.shape
+    if x.numel() == 0:
+        return
+    pairs = inverse_frequencies.shape[0]
+    pair_block = triton.next_power_of_2(max(pairs, 1))
+    rows = max(8, 2048 // max(pair_block, 16))
+    together = min(HEADS_TOGETHER, heads)
+    grid = (triton.cdiv(length, rows), triton.cdiv(heads, together), batch)
+    turn_kernel[grid](
+        x, turned, positions, inverse_frequencies, factor, row_factor,
+        x.stride(0), x.stride(1), x.stride(2),
+        turned.stride(0), turned.stride(1), turned.stride(2), turned.stride(3),
+        positions.stride(0), positions.stride(1) if positions.shape[1] > 1 else 0,
+        0 if row_factor is None or row_factor.shape[0] == 1 else row_factor.stride(0),
+        heads, length,
+        BRANCHES=turned.shape[0], HEAD_DIM=head_dim, PAIRS=pairs, PAIR_BLOCK=pair_block,
+        REST_BLOCK=triton.next_power_of_2(max(head_dim - 2 * pairs, 1)), ROWS=rows, HEADS=together,
+        INTERLEAVED=interleaved, FACTOR=factor is not None, ROW_FACTOR=row_factor is not None,
+        BACK=back, num_warps=4,
+    )  # fmt: skip
+
+
+def empty_turned(x: Tensor, branches: int) -> Tensor:
+    """Contiguous room for `x` rotated to so many branches."""
+    return torch.empty((branches, *x.shape), dtype=x.dtype, device=x.device)
