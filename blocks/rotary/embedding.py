@@ -20,7 +20,7 @@ from ropewalk.blocks.rotary.checks import (
     require_rotary_dim,
 )
 from ropewalk.blocks.rotary.frequency import Default, FrequencyRule
-from ropewalk.kernels.rotary import LAYOUTS, Layout, rotate
+from ropewalk.kernels.rotary import LAYOUTS, Backend, Layout, rotate, rotate_query_key
 
 
 def cosine_sine(
@@ -218,6 +218,70 @@ class RotaryEmbedding(nn.Module):
         if positions.ndim > 1:
             cos, sin = cos.unsqueeze(-3), sin.unsqueeze(-3)
         return rotate(x, cos, sin, layout=self.layout)
+
+    def rotate_query_key(
+        self,
+        query: Float[Tensor, "batch heads query head_dim"],
+        key: Float[Tensor, "batch kv_heads key head_dim"],
+        positions: Num[Tensor, "*batch query"],
+        key_positions: Num[Tensor, "*batch key"] | None = None,
+        *,
+        length: int | Tensor | None = None,
+        query_norm_weight: Float[Tensor, " head_dim"] | None = None,
+        key_norm_weight: Float[Tensor, " head_dim"] | None = None,
+        norm_eps: float = 1e-6,
+        inplace: bool = False,
+        backend: Backend = "auto",
+    ) -> tuple[
+        Float[Tensor, "batch heads query head_dim"], Float[Tensor, "batch kv_heads key head_dim"]
+    ]:
+        """Rotates queries and keys to their positions, in one launch on a GPU.
+
+        Args:
+            query: queries.
+            key: keys, with any number of heads.
+            positions: (query,) for all sequences alike, or (1 | batch, query).
+            key_positions: those of the keys; by default the queries'.
+            length: as in `forward`, by default by the larger of all positions.
+            query_norm_weight: weights of an RMSNorm before the rotation; None for no norm.
+            key_norm_weight: the same for the keys.
+            norm_eps: epsilon of the norms.
+            inplace: write over `query` and `key`.
+            backend: which implementation; this and the rest as in
+                `ropewalk.kernels.rotary.rotate_query_key`.
+
+        Returns:
+            The rotated queries and keys in their dtype.
+
+        Raises:
+            TypeError: the positions are no tensor, or half-precision.
+            ValueError: there is not one position for every token, or the tensors do not fit.
+        """
+        _require_tensor(positions)
+        _require_position_per_token(positions, query)
+        key_tables = None
+        if key_positions is not None:
+            _require_tensor(key_positions)
+            _require_position_per_token(key_positions, key)
+            if length is None and self.frequency.depends_on_length:
+                everywhere = [x.max() for x in (positions, key_positions) if x.numel() > 0]
+                length = torch.stack(everywhere).max() + 1 if everywhere else None
+            key_tables = self(key_positions, length=length)
+        cos, sin = self(positions, length=length)
+        return rotate_query_key(
+            query,
+            key,
+            cos,
+            sin,
+            layout=self.layout,
+            query_norm_weight=query_norm_weight,
+            key_norm_weight=key_norm_weight,
+            norm_eps=norm_eps,
+            key_cos=None if key_tables is None else key_tables[0],
+            key_sin=None if key_tables is None else key_tables[1],
+            inplace=inplace,
+            backend=backend,
+        )
 
     def _device(self) -> torch.device:
         return torch.device("cpu") if self._frequencies.is_meta else self._frequencies.device

@@ -1,53 +1,27 @@
-"""`rotate`: turns the pairs of dimensions of queries or keys by given angles."""
+"""Rotation of queries and keys by given angles.
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+    rotate.py      one tensor of any shape; plain torch, differentiable in the angles, too
+    query_key.py   queries and keys at once, after an RMSNorm if wanted, in place if wanted
+    validation.py  what is refused, and in which words
+    rotation.py    what an implementation needs beside the tensors
+    op.py          the torch operators: schema, fake tensors, autograd
+    inplace.py     the same, written over queries and keys
+    backend.py     which implementation runs
+    reference.py   the equation in torch
+    triton/        one launch on a GPU
 
-from ropewalk.kernels.rotary.reference import rotate_reference
+Example:
+    >>> import torch
+    >>> from ropewalk.blocks.rotary import RotaryEmbedding
+    >>> query, key = torch.randn(1, 8, 100, 64), torch.randn(1, 2, 100, 64)
+    >>> cos, sin = RotaryEmbedding(64)(torch.arange(100))
+    >>> query, key = rotate_query_key(query, key, cos, sin)
+"""
+
+from ropewalk.kernels.rotary.backend import Backend
+from ropewalk.kernels.rotary.query_key import rotate_query_key
+from ropewalk.kernels.rotary.rotate import rotate
+from ropewalk.kernels.rotary.validation import LAYOUTS
 from ropewalk.kernels.shapes import Layout
 
-__all__ = ["LAYOUTS", "Layout", "rotate"]
-
-LAYOUTS: tuple[Layout, ...] = ("half", "interleaved")
-
-
-def rotate(
-    x: Float[Tensor, "*batch head_dim"],
-    cos: Float[Tensor, "*#batch pairs"],
-    sin: Float[Tensor, "*#batch pairs"],
-    *,
-    layout: Layout = "half",
-) -> Float[Tensor, "*batch head_dim"]:
-    """Rotates the leading rotary_dim = 2·pairs dimensions of `x` and passes the rest.
-
-    Args:
-        x: queries or keys, any floating dtype; computed in float32 (float64 stays float64).
-        cos: cosines of the angles, broadcastable against `x` in all but the last dimension. For
-            x (batch, heads, seq, head_dim) this is (seq, pairs) or (batch, 1, seq, pairs).
-        sin: sines of the angles, of the shape of `cos`.
-        layout: which dimensions are pairs; see `ropewalk.kernels.rotary.reference`.
-
-    Returns:
-        The rotated tensor, in the dtype of `x`. The function is linear in `x`; its transpose is
-        the rotation by the opposite angles, so `rotate(y, cos, -sin)` undoes a pure rotation.
-
-    Raises:
-        ValueError: `layout` is unknown, cos and sin differ in shape, or more dimensions are to be
-            rotated than a head has.
-        TypeError: `x` is not a floating-point tensor.
-    """
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}")
-    if not torch.is_floating_point(x):
-        raise TypeError(f"x: expected a floating-point tensor, got {x.dtype}; cast it first")
-    if cos.shape != sin.shape:
-        raise ValueError(
-            f"cos and sin: expected equal shapes, got {tuple(cos.shape)} and {tuple(sin.shape)}"
-        )
-    if 2 * cos.shape[-1] > x.shape[-1]:
-        raise ValueError(
-            f"cos: expected at most head_dim/2 = {x.shape[-1] // 2} angles for x with head_dim = "
-            f"{x.shape[-1]}, got {cos.shape[-1]}; pass one angle per pair, not per dimension"
-        )
-    return rotate_reference(x, cos, sin, layout)
+__all__ = ["LAYOUTS", "Backend", "Layout", "rotate", "rotate_query_key"]

@@ -9,12 +9,16 @@ arXiv 2104.09864, §3.2). The layouts differ only in which dimensions are paired
     interleaved  (2i, 2i + 1)            RoFormer, GPT-J, GLM, Cohere, …
 
 Dimensions from rotary_dim on pass through. The work is one read and one write of x.
+
+`forward` and `backward` do so for queries and keys, after an RMSNorm (arXiv 1910.07467) over each
+head where there are weights: z = x · w / √(mean(x²) + eps).
 """
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ropewalk.kernels.rotary.rotation import Rotation
 from ropewalk.kernels.shapes import Layout
 
 
@@ -40,3 +44,65 @@ def rotate_reference(
     if rotary_dim == x.shape[-1]:
         return result
     return torch.cat((result, x[..., rotary_dim:].expand(*result.shape[:-1], -1)), dim=-1)
+
+
+def forward(
+    query: Tensor, key: Tensor, query_out: Tensor, key_out: Tensor, rotation: Rotation
+) -> None:
+    """Norms and rotates into `query_out` and `key_out`, which may be `query` and `key`."""
+    r = rotation
+    _forward(query, query_out, r.query_cos, r.query_sin, r.query_weight, r)
+    _forward(key, key_out, r.key_cos, r.key_sin, r.key_weight, r)
+
+
+def _forward(
+    x: Tensor, out: Tensor, cos: Tensor, sin: Tensor, weight: Tensor | None, rotation: Rotation
+) -> None:
+    z = x.to(cos.dtype)
+    if weight is not None:
+        z = z * _inverse_rms(z, rotation.eps) * weight.to(z.dtype)
+    sin = -sin if rotation.inverse else sin
+    out.copy_(rotate_reference(z, cos[:, None], sin[:, None], rotation.layout))
+
+
+def backward(
+    query: Tensor,
+    key: Tensor,
+    query_out_grad: Tensor,
+    key_out_grad: Tensor,
+    query_grad: Tensor,
+    key_grad: Tensor,
+    rotation: Rotation,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Writes the gradients of query and key; returns those of the norms' weights."""
+    r = rotation
+    return (
+        _backward(query, query_out_grad, query_grad, r.query_cos, r.query_sin, r.query_weight, r),
+        _backward(key, key_out_grad, key_grad, r.key_cos, r.key_sin, r.key_weight, r),
+    )
+
+
+def _backward(
+    x: Tensor,
+    out_grad: Tensor,
+    x_grad: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    weight: Tensor | None,
+    rotation: Rotation,
+) -> Tensor | None:
+    sin = sin if rotation.inverse else -sin
+    z_grad = rotate_reference(out_grad.to(cos.dtype), cos[:, None], sin[:, None], rotation.layout)
+    if weight is None:
+        x_grad.copy_(z_grad)
+        return None
+    x = x.to(z_grad.dtype)
+    inverse_rms = _inverse_rms(x, rotation.eps)
+    normed = x * inverse_rms
+    g = z_grad * weight.to(z_grad.dtype)
+    x_grad.copy_(inverse_rms * (g - normed * (g * normed).mean(-1, keepdim=True)))
+    return (z_grad * normed).sum((0, 1, 2)).to(weight.dtype)
+
+
+def _inverse_rms(x: Tensor, eps: float) -> Tensor:
+    return (x.square().mean(-1, keepdim=True) + eps).rsqrt()
