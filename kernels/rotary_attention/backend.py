@@ -17,7 +17,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ropewalk.kernels.rotary_attention import reference
+from ropewalk.kernels.rotary_attention import flash, reference
 from ropewalk.kernels.rotary_attention.problem import Problem
 
 Backend = Literal["auto", "reference", "flash", "triton"]
@@ -70,6 +70,9 @@ def implementation(problem: Problem, backend: str) -> ModuleType:
                 return kernels
         if not automatic:
             raise ValueError(f"backend 'triton' cannot run: {reason}")
-    if backend == "flash":
-        raise ValueError("backend 'flash' cannot run: no library attention is connected yet")
+    reason = flash.unsupported(problem)
+    if reason is None:
+        return flash
+    if not automatic:
+        raise ValueError(f"backend 'flash' cannot run: {reason}")
     return reference

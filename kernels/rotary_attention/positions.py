@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ropewalk.kernels.rotary_attention import validation
+from ropewalk.kernels.rotary_attention.problem import Problem
 
 
 def key_positions(positions: Tensor | None, query: Tensor, keys: int, cu: Tensor | None) -> Tensor:
@@ -67,3 +68,28 @@ def sequence_of(cu: Tensor, tokens: int) -> Tensor:
     index = torch.arange(tokens, device=cu.device, dtype=cu.dtype)
     # Lengths that do not add up are refused where they can be read; here they must stay in range.
     return torch.searchsorted(cu[1:], index, right=True).clamp(max=cu.shape[0] - 2)
+
+
+def index_shift(problem: Problem) -> int | None:
+    """Query 0's key index, if queries and keys both count up by one and no query has a later key.
+
+    Distances are then differences of indices. None for any other positions, or if the blocks of a
+    rule with a unit would not begin at multiples of it. Reads positions back to the host unless
+    they are the default ones.
+    """
+    queries, keys = problem.query.shape[2], problem.key.shape[2]
+    if problem.by_index or min(queries, keys) == 0:
+        return keys - queries
+    v = problem.visibility
+    if not (_counts_up(v.query_positions) and _counts_up(v.key_positions)):
+        return None
+    shifts = (v.query_positions[:, :1] - v.key_positions[:, :1]).flatten().tolist()
+    shift, starts = shifts[0], v.key_positions[:, 0].tolist()
+    if any(other != shift for other in shifts) or shift != int(shift) or shift + queries > keys:
+        return None
+    return int(shift) if all(start % v.unit == 0 for start in starts) else None
+
+
+def _counts_up(positions: Tensor) -> bool:
+    steps = torch.arange(positions.shape[-1], device=positions.device)
+    return bool((positions == positions[:, :1] + steps).all())

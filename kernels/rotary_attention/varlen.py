@@ -1,6 +1,7 @@
-"""Packed sequences by cutting: each sequence is a dense problem of its own.
+"""Ragged batches by cutting: each sequence is a dense problem of its own.
 
-    sequence s = queries cu_query[s] … cu_query[s+1] − 1 and keys cu_key[s] … cu_key[s+1] − 1
+    packed: sequence s = queries cu_query[s] … cu_query[s+1] − 1 and the same of the keys
+    by row: row b = all its queries and its first key_lengths[b] keys
 
 The slices are views, so nothing is padded or copied, and the result is exactly the dense path's.
 Sequences may be empty on either side: queries without keys get zeros and −∞.
@@ -16,6 +17,13 @@ from torch import Tensor
 
 from ropewalk.kernels.rotary_attention.problem import Problem
 
+Index = tuple[slice, slice, slice]
+
+
+def is_ragged(problem: Problem) -> bool:
+    """Whether sequences are packed, or rows have lengths of their own."""
+    return problem.cu_seqlens_query is not None or problem.visibility.key_lengths is not None
+
 
 def forward(dense: Callable[[Problem], Any], problem: Problem) -> tuple[Tensor, Tensor]:
     """Output and logsumexp of all sequences by the dense forward."""
@@ -23,7 +31,7 @@ def forward(dense: Callable[[Problem], Any], problem: Problem) -> tuple[Tensor, 
     output = p.query.new_zeros(*p.query.shape[:-1], p.value.shape[-1])
     logsumexp = p.query.new_full(p.query.shape[:-1], -torch.inf, dtype=p.dtype)
     for part, queries, _ in sequences(p):
-        output[:, :, queries], logsumexp[:, :, queries] = dense(part)
+        output[queries], logsumexp[queries] = dense(part)
     return output, logsumexp
 
 
@@ -41,37 +49,66 @@ def backward(
     no_sinks = p.query.new_empty(0, dtype=p.dtype)
     of_sinks = no_sinks if p.sinks is None else torch.zeros_like(p.sinks)
     for part, queries, keys in sequences(p):
-        rows = (x[:, :, queries] for x in (output, logsumexp, grad_output, grad_lse))
-        of_query[:, :, queries], of_key[:, :, keys], of_value[:, :, keys], own = dense(part, *rows)
+        results = (x[queries] for x in (output, logsumexp, grad_output, grad_lse))
+        of_query[queries], of_key[keys], of_value[keys], own = dense(part, *results)
         if p.sinks is not None:
             of_sinks = of_sinks + own
     return of_query, of_key, of_value, of_sinks
 
 
-def sequences(problem: Problem) -> Iterator[tuple[Problem, slice, slice]]:
+def dense(problem: Problem) -> Iterator[Problem]:
+    """The dense problems that a problem consists of: itself, unless it is ragged."""
+    if is_ragged(problem):
+        yield from (part for part, _, _ in sequences(problem))
+    else:
+        yield problem
+
+
+def sequences(problem: Problem) -> Iterator[tuple[Problem, Index, Index]]:
     """Each sequence that has queries, as a dense problem, with its queries and keys."""
+    cut = _packed if problem.cu_seqlens_query is not None else _by_row
+    for queries, keys in cut(problem):
+        if queries[2].start < queries[2].stop:
+            yield _cut(problem, queries, keys), queries, keys
+
+
+def _packed(problem: Problem) -> Iterator[tuple[Index, Index]]:
     cu_query, cu_key = problem.cu_seqlens_query, problem.cu_seqlens_key
     assert cu_query is not None  # a packed problem has both
     assert cu_key is not None
-    bounds = zip(pairwise(cu_query.tolist()), pairwise(cu_key.tolist()), strict=True)
-    for queries, keys in bounds:
-        if queries[0] < queries[1]:
-            yield _cut(problem, slice(*queries), slice(*keys)), slice(*queries), slice(*keys)
+    everything = slice(None)
+    for queries, keys in zip(pairwise(cu_query.tolist()), pairwise(cu_key.tolist()), strict=True):
+        yield (everything, everything, slice(*queries)), (everything, everything, slice(*keys))
 
 
-def _cut(p: Problem, queries: slice, keys: slice) -> Problem:
+def _by_row(problem: Problem) -> Iterator[tuple[Index, Index]]:
+    assert problem.visibility.key_lengths is not None
+    queries, keys = problem.query.shape[2], problem.key.shape[2]
+    lengths = [min(max(n, 0), keys) for n in problem.visibility.key_lengths.tolist()]
+    alike = len(set(lengths)) == 1
+    rows = [slice(None)] if alike else [slice(b, b + 1) for b in range(len(lengths))]
+    for row, length in zip(rows, lengths, strict=False):
+        yield (row, slice(None), slice(0, queries)), (row, slice(None), slice(0, length))
+
+
+def _cut(p: Problem, queries: Index, keys: Index) -> Problem:
+    def positions(x: Tensor, index: Index) -> Tensor:
+        """(…, 1 | batch, sequence)."""
+        return x[..., index[0] if x.shape[-2] > 1 else slice(None), index[2]]
+
     visibility = p.visibility._replace(
-        query_positions=p.visibility.query_positions[:, queries],
-        key_positions=p.visibility.key_positions[:, keys],
+        query_positions=positions(p.visibility.query_positions, queries),
+        key_positions=positions(p.visibility.key_positions, keys),
+        key_lengths=None,
     )
     return replace(
         p,
-        query=p.query[:, :, queries],
-        key=p.key[:, :, keys],
-        value=p.value[:, :, keys],
-        query_angles=p.query_angles[..., queries],
-        key_angles=p.key_angles[..., keys],
-        query_factor=None if p.query_factor is None else p.query_factor[:, queries],
+        query=p.query[queries],
+        key=p.key[keys],
+        value=p.value[keys],
+        query_angles=positions(p.query_angles, queries),
+        key_angles=positions(p.key_angles, keys),
+        query_factor=None if p.query_factor is None else positions(p.query_factor, queries),
         visibility=visibility,
         cu_seqlens_query=None,
         cu_seqlens_key=None,

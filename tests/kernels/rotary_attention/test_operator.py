@@ -19,7 +19,7 @@ from ropewalk.blocks.rotary import (
     RotaryEmbedding,
     SelfExtend,
 )
-from ropewalk.kernels.rotary_attention import op, rotary_attention
+from ropewalk.kernels.rotary_attention import flash, op, problem, rotary_attention
 
 ROTARY = RotaryEmbedding(8)
 
@@ -238,20 +238,25 @@ def test_meta_and_fake_tensors(inputs, rule):
         assert [g.shape for g in gradients] == [q.shape, k.shape, v.shape]
 
 
-def test_far_keys_are_not_rotated_in_decoding(inputs, monkeypatch):
+@pytest.mark.parametrize(("backend", "module"), [("flash", flash), ("reference", problem)])
+def test_far_keys_are_not_rotated_in_decoding(inputs, monkeypatch, backend, module):
     """ReRoPE's cache is raw beyond the window; a step rotates only the window's keys."""
-    from ropewalk.kernels.rotary_attention import problem
-
     rotated = Counter()
-    rotate = problem.rotate
+    name = "turn" if backend == "flash" else "rotate"
+    rotate = getattr(module, name)
 
-    def spy(x, cos, sin, layout):
-        rotated[x.shape[2]] += 1
-        return rotate(x, cos, sin, layout=layout)
+    def spy(*arguments, **options):
+        x = next(a for a in arguments if isinstance(a, torch.Tensor))
+        turned = rotate(*arguments, **options)
+        rotated[x.shape[2]] += turned is not x
+        return turned
 
-    monkeypatch.setattr(problem, "rotate", spy)
-    rotary_attention(*inputs(queries=1, keys=300).make(), rotary=ROTARY, distance=ReRoPE(window=20))
-    assert rotated == {1: 2, 20: 1}
+    monkeypatch.setattr(module, name, spy)
+    rotary_attention(
+        *inputs(queries=1, keys=300).make(),
+        rotary=ROTARY, distance=ReRoPE(window=20), backend=backend,
+    )  # fmt: skip
+    assert +rotated == {1: 2, 20: 1}
 
 
 PEAK = """
