@@ -1,0 +1,73 @@
+"""What a suite is to reach, judged from a run's results.
+
+A goal compares a value with a target. Where the value was not measured, because the case has not
+run or a peer was skipped or failed, the goal says so with the reason; it is never a pass.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+Results = Mapping[str, dict[str, Any]]
+Comparison = Literal["at least", "at most"]
+
+
+class NotMeasured(Exception):  # noqa: N818 - a state, no fault
+    """A goal's value is missing; the message says why."""
+
+
+def judge(
+    name: str, comparison: Comparison, target: float, value: Callable[[], float], unit: str = "×"
+) -> dict[str, Any]:
+    """A goal as the result holds it."""
+    goal: dict[str, Any] = {
+        "name": name,
+        "comparison": comparison,
+        "target": target,
+        "unit": unit,
+        "value": None,
+    }
+    try:
+        found = value()
+    except NotMeasured as reason:
+        return {**goal, "status": "not measured", "reason": str(reason)}
+    reached = found >= target if comparison == "at least" else found <= target
+    return {**goal, "value": float(f"{found:.4g}"), "status": "pass" if reached else "miss"}
+
+
+def median_ms(results: Results, case: str, peer: str) -> float:
+    """The median of a peer in a case."""
+    return float(_figure(results, case, peer, "median_ms"))
+
+
+def fastest_ms(results: Results, case: str, peers: Iterable[str]) -> float:
+    """The least median of several peers, those that did not run left out."""
+    times, reasons = [], []
+    for peer in peers:
+        try:
+            times.append(median_ms(results, case, peer))
+        except NotMeasured as reason:
+            reasons.append(str(reason))
+    if not times:
+        raise NotMeasured("; ".join(reasons))
+    return min(times)
+
+
+def additional_gb(results: Results, case: str, peer: str) -> float:
+    """The peak memory of a peer in a case of kind memory, in 10⁹ bytes."""
+    return float(_figure(results, case, peer, "additional_mib")) * 2**20 / 1e9
+
+
+def _figure(results: Results, case: str, peer: str, figure: str) -> Any:
+    result = results.get(case)
+    if result is None:
+        raise NotMeasured(f"{case} has not run")
+    for reason in ("skipped", "error"):
+        if reason in result:
+            raise NotMeasured(f"{case}: {result[reason]}")
+    found = result["peers"].get(peer)
+    if found is None:
+        raise NotMeasured(f"{peer} is not in {case}")
+    for reason in ("skipped", "error"):
+        if reason in found:
+            raise NotMeasured(f"{peer} in {case}: {found[reason]}")
+    return found[figure]

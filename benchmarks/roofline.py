@@ -1,0 +1,139 @@
+"""How much work a problem is, and how fast the device could do it.
+
+    floor = max(flop / matrix-product rate, bytes / copy bandwidth)
+
+No implementation runs much below its floor; a measured time over it is the gap. Both ceilings are
+measured in the same run: a copy larger than any cache (bytes read plus bytes written), and a large
+matrix product in the suite's dtype on random data.
+
+Counted are visible pairs only, 4·d operations a pair and query head forward (two products of
+length d), and 2.5 times that again backward (five products: the scores anew, dp, dq, dk, dv). The
+rotation is not counted: it is linear in the length. Bytes are inputs read once and outputs written
+once; a backward pass reads the forward's output and logsumexp too.
+"""
+
+import time
+from typing import NamedTuple
+
+import torch
+
+from benchmarks.case import Call, Work
+
+BACKWARD_OVER_FORWARD = 2.5
+
+
+class Ceilings(NamedTuple):
+    """What the device reached in this run.
+
+    Attributes:
+        copy_gb_s: bytes read plus bytes written, 10⁹ a second.
+        matmul_tflop_s: of a large matrix product.
+        dtype: of that product.
+    """
+
+    copy_gb_s: float
+    matmul_tflop_s: float
+    dtype: str
+
+
+def visible_pairs(queries: int, keys: int) -> int:
+    """Pairs of a causal attention whose last query sits at the last key; no more queries than keys.
+
+    The last query sees all keys, the one before one fewer, and so on.
+    """
+    return queries * keys - queries * (queries - 1) // 2
+
+
+def attention_work(
+    *,
+    batch: int,
+    heads: int,
+    kv_heads: int,
+    queries: int,
+    keys: int,
+    head_dim: int,
+    itemsize: int,
+    backward: bool,
+) -> Work:
+    """Work of causal attention; value heads as wide as keys'."""
+    flop = 4.0 * head_dim * batch * heads * visible_pairs(queries, keys)
+    query_bytes = float(batch * heads * queries * head_dim * itemsize)
+    key_bytes = float(batch * kv_heads * keys * head_dim * itemsize)
+    moved = 2 * query_bytes + 2 * key_bytes
+    if backward:
+        logsumexp = 4.0 * batch * heads * queries
+        flop *= 1 + BACKWARD_OVER_FORWARD
+        # Forward writes lse; backward reads q, k, v, o, do, lse and writes dq, dk, dv.
+        moved += 2 * logsumexp + 4 * query_bytes + 4 * key_bytes
+    return Work(flop, moved)
+
+
+def rotary_work(
+    *, elements: int, table_elements: int, itemsize: int, backward: bool, norm: bool = False
+) -> Work:
+    """Work of rotating `elements` of queries and keys by a float32 table of cosines and sines.
+
+    Three operations an element (two products, one sum); read once, written once, forward and again
+    backward, where a norm before the rotation makes the backward read the inputs as well. The norm
+    itself adds four operations an element and pass. The table is read once a pass.
+    """
+    passes = 2 if backward else 1
+    moved = 2 * passes + (1 if backward and norm else 0)
+    flop = (7.0 if norm else 3.0) * elements * passes
+    return Work(flop, float(moved * elements * itemsize) + 4.0 * passes * table_elements)
+
+
+def ceilings(device: str, dtype: torch.dtype, *, quick: bool = False) -> Ceilings:
+    """Measures the device; `quick` takes sizes that show nothing but that it works."""
+    if device == "cuda":
+        copy_bytes, side = (2**20, 256) if quick else (2**32, 8192)
+    else:
+        copy_bytes, side = (2**20, 64) if quick else (2**29, 2048)
+    return Ceilings(
+        copy_gb_s=2 * copy_bytes / _copy_seconds(copy_bytes, device) / 1e9,
+        matmul_tflop_s=2 * side**3 / _product_seconds(side, device, dtype) / 1e12,
+        dtype=str(dtype).removeprefix("torch."),
+    )
+
+
+def _copy_seconds(size: int, device: str) -> float:
+    source = torch.randint(256, (size,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return _held(lambda: target.copy_(source), device)
+
+
+def _product_seconds(side: int, device: str, dtype: torch.dtype) -> float:
+    # Random data: a product of zeros can run faster.
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    return _held(lambda: left @ right, device)
+
+
+def _held(call: Call, device: str, runs: int = 10) -> float:
+    """Seconds, the median of some runs after three: a rate that is held, not a lucky one."""
+    times = []
+    for number in range(runs + 3):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        if number >= 3:
+            times.append(time.perf_counter() - began)
+    return sorted(times)[len(times) // 2]
+
+
+def rates(work: Work, milliseconds: float, measured: Ceilings) -> dict[str, float]:
+    """What a time means: rates, and their shares of the floor and of the copy bandwidth."""
+    gb_s = work.bytes / milliseconds / 1e6
+    return {
+        "tflop_s": work.flop / milliseconds / 1e9,
+        "gb_s": gb_s,
+        "of_floor": floor_ms(work, measured) / milliseconds,
+        "of_copy": gb_s / measured.copy_gb_s,
+    }
+
+
+def floor_ms(work: Work, measured: Ceilings) -> float:
+    """The roofline's lower bound on the time."""
+    return max(work.flop / (measured.matmul_tflop_s * 1e9), work.bytes / (measured.copy_gb_s * 1e6))
