@@ -33,11 +33,7 @@ def rotate_reference(
     # Half-precision angles or products lose the position; only the result is rounded.
     compute_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     cos, sin = cos.to(compute_dtype), sin.to(compute_dtype)
-    rotated_part = x[..., :rotary_dim].to(compute_dtype)
-    if layout == "half":
-        first, second = rotated_part.chunk(2, dim=-1)
-    else:
-        first, second = rotated_part[..., 0::2], rotated_part[..., 1::2]
+    first, second = _pairs(x[..., :rotary_dim].to(compute_dtype), rotary_dim, layout)
     turned = (first * cos - second * sin, second * cos + first * sin)
     result = torch.cat(turned, -1) if layout == "half" else torch.stack(turned, -1).flatten(-2)
     result = result.to(x.dtype)
@@ -58,11 +54,28 @@ def forward(
 def _forward(
     x: Tensor, out: Tensor, cos: Tensor, sin: Tensor, weight: Tensor | None, rotation: Rotation
 ) -> None:
-    z = x.to(cos.dtype)
     if weight is not None:
-        z = z * _inverse_rms(z, rotation.eps) * weight.to(z.dtype)
-    sin = -sin if rotation.inverse else sin
-    out.copy_(rotate_reference(z, cos[:, None], sin[:, None], rotation.layout))
+        x = x.to(cos.dtype)
+        x = x * _inverse_rms(x, rotation.eps) * weight.to(x.dtype)
+    _turn_into(out, x, cos[:, None], -sin[:, None] if rotation.inverse else sin[:, None], rotation)
+
+
+def _turn_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor, rotation: Rotation) -> None:
+    """The rotation of `x`, rounded to the dtype of `out`, which may be `x`."""
+    rotary_dim = 2 * cos.shape[-1]
+    first, second = (part.to(cos.dtype) for part in _pairs(x, rotary_dim, rotation.layout))
+    turned = (first * cos).sub_(second * sin), (second * cos).add_(first * sin)
+    for part, values in zip(_pairs(out, rotary_dim, rotation.layout), turned, strict=True):
+        part.copy_(values)
+    if out is not x and rotary_dim < x.shape[-1]:
+        out[..., rotary_dim:] = x[..., rotary_dim:]
+
+
+def _pairs(x: Tensor, rotary_dim: int, layout: Layout) -> tuple[Tensor, Tensor]:
+    """Views of the first and the second elements of all pairs."""
+    if layout == "half":
+        return x[..., : rotary_dim // 2], x[..., rotary_dim // 2 : rotary_dim]
+    return x[..., 0:rotary_dim:2], x[..., 1:rotary_dim:2]
 
 
 def backward(
@@ -91,11 +104,12 @@ def _backward(
     weight: Tensor | None,
     rotation: Rotation,
 ) -> Tensor | None:
-    sin = sin if rotation.inverse else -sin
-    z_grad = rotate_reference(out_grad.to(cos.dtype), cos[:, None], sin[:, None], rotation.layout)
+    sin = sin[:, None] if rotation.inverse else -sin[:, None]
     if weight is None:
-        x_grad.copy_(z_grad)
+        _turn_into(x_grad, out_grad, cos[:, None], sin, rotation)
         return None
+    z_grad = torch.empty_like(out_grad, dtype=cos.dtype)
+    _turn_into(z_grad, out_grad, cos[:, None], sin, rotation)
     x = x.to(z_grad.dtype)
     inverse_rms = _inverse_rms(x, rotation.eps)
     normed = x * inverse_rms
