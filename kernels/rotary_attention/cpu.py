@@ -138,13 +138,12 @@ def _add_keys(gradient: Tensor, part: Tensor, tile: Tile) -> None:
         target = gradient[:, tile.keys].unflatten(1, (tile.blocks, block))[:, :, 1:]
         target += part.flip(2)
     elif _blocked(tile):
-        # Blocks share keys: one block length after another, so that no sum meets itself.
+        # Blocks share keys: at most one block length at a time, so that no sum meets itself.
         for first in range(0, tile.span, block):
-            start = tile.keys.start + first
             own = part[:, :, first : first + block]
-            target = gradient[:, start : start + length]
-            target = target.unflatten(1, (tile.blocks, block))[:, :, : own.shape[2]]
-            target += own
+            start, width = tile.keys.start + first, own.shape[2]
+            target = gradient[:, start : start + length - block + width]
+            target.unfold(1, width, block).mT.add_(own)
     else:
         target = gradient[:, tile.keys]
         target += part.sum(1) if part.shape[1] > 1 else part[:, 0]

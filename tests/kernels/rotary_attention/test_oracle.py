@@ -16,15 +16,26 @@ from ropewalk.blocks.rotary import (
     SelfExtend,
     YaRN,
 )
-from ropewalk.kernels.rotary_attention import reference, rotary_attention, schedule, walk
+from ropewalk.kernels.rotary_attention import (
+    reference,
+    rotary_attention,
+    schedule,
+    tiles,
+    walk,
+)
 
 
-@pytest.fixture(params=["fused", "tiles"], autouse=True)
+@pytest.fixture(params=["masked", "triangles", "tiles"], autouse=True)
 def _paths(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small blocks, so that small inputs meet every kind of run; with fused pieces or not."""
+    """Small blocks, so that small inputs meet every kind of run and of tile."""
     monkeypatch.setattr(walk, "QUERY_BLOCKS", (9, 4, 2))
     monkeypatch.setattr(walk, "TILE_ELEMENTS", 64)
     monkeypatch.setattr(walk, "MINIMUM_TILE", 3)
+    monkeypatch.setattr(tiles, "FORWARD_BLOCK", 3)
+    monkeypatch.setattr(tiles, "BACKWARD_BLOCKS", (2, 4))
+    monkeypatch.setattr(tiles, "CORNER", 2)
+    triangles_from = 2 if request.param == "triangles" else 100
+    monkeypatch.setattr(tiles, "MASKED_BACKWARD_WINDOW", triangles_from)
     if request.param == "tiles":
         monkeypatch.setattr(reference, "_fusable", lambda problem: False)
 
