@@ -165,8 +165,8 @@ class AttentionWorkload:
         """Float64 (batch, heads, rows, head_dim)."""
         s, rows = self.shape, self._rows
         at, keys_at = self.query_positions[rows], self.key_positions
-        groups = s.heads // s.kv_heads
-        chosen = query[:, :, rows].double().unflatten(1, (s.kv_heads, groups))
+        grouped = (s.batch, s.kv_heads, s.heads // s.kv_heads, len(rows))
+        chosen = query[:, :, rows].double()
         wide_key, wide_value = key.double(), value.double()
         away = at[:, None] // rule.unit - keys_at // rule.unit
         scores = torch.zeros((), dtype=torch.float64, device=query.device)
@@ -174,11 +174,13 @@ class AttentionWorkload:
         for branch, edge in zip(rule.branches, (-s.keys, *rule.edges), strict=True):
             turned = self._turn(chosen, branch.query(at, torch.float64))
             turned_key = self._turn(wide_key, branch.key(keys_at, torch.float64))
-            dots = turned @ turned_key.mT.unsqueeze(2)
-            scores = torch.where(away >= edge, dots, scores)
+            # Heads of a group are rows of one product, so that no key is copied.
+            dots = turned.reshape(*grouped[:2], -1, s.head_dim) @ turned_key.mT
+            scores = torch.where(away >= edge, dots.view(*grouped, s.keys), scores)
         hidden = at[:, None] < keys_at
         weights = (scores / s.head_dim**0.5).masked_fill(hidden, -torch.inf).softmax(-1)
-        return (weights @ wide_value.unsqueeze(2)).flatten(1, 2)
+        output = weights.view(*grouped[:2], -1, s.keys) @ wide_value
+        return output.view(s.batch, s.heads, len(rows), s.head_dim)
 
     def _turn(self, x: Tensor, positions: Tensor) -> Tensor:
         """R^positions x as a product of complex numbers; half layout."""

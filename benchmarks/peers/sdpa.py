@@ -1,7 +1,8 @@
 """torch's `scaled_dot_product_attention` after RoPE in plain torch: plain rule only.
 
 In decoding the keys of a plain model are cached rotated, so that only the query is turned.
-`-alone` leaves RoPE out altogether: the price of the attention itself.
+`-alone` leaves RoPE out altogether: the price of the attention itself. Where a backend refuses
+grouped heads, keys and values are repeated in the call.
 """
 
 import warnings
@@ -30,17 +31,11 @@ def build(name: str, workload: "AttentionWorkload", rule: DistanceRule) -> "Forw
     _, backend, alone = [*name.split("-"), "", ""][:3]
     s = workload.shape
     query_table, key_table = tables(workload, rule.branches[0])
-    decoding, grouped = s.queries < s.keys, s.heads != s.kv_heads
+    decoding = s.queries < s.keys
     if decoding and s.queries > 1:
         raise Unavailable("torch's fused attention aligns the first query, not the last one")
 
-    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        with _only(backend):
-            return scaled_dot_product_attention(
-                query, key, value, is_causal=not decoding, enable_gqa=grouped
-            )
-
-    _require(attend, workload)
+    attend = _attend(workload, backend)
     cached = apply_rope(workload.key.detach(), key_table) if decoding or alone else None
     turned = apply_rope(workload.query.detach(), query_table) if alone else None
     if cached is not None and s.backward:
@@ -54,12 +49,36 @@ def build(name: str, workload: "AttentionWorkload", rule: DistanceRule) -> "Forw
     return forward
 
 
+def _attend(workload: "AttentionWorkload", backend: str) -> "Forward":
+    """Torch's attention by one backend, or its own choice if empty."""
+    s = workload.shape
+    causal, groups = s.queries == s.keys, s.heads // s.kv_heads
+
+    def grouped(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        with _only(backend):
+            return scaled_dot_product_attention(
+                query, key, value, is_causal=causal, enable_gqa=groups > 1
+            )
+
+    def repeated(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
+        with _only(backend):
+            return scaled_dot_product_attention(query, key, value, is_causal=causal)
+
+    try:
+        return _asked(grouped, workload)
+    except Unavailable:
+        if groups == 1:
+            raise
+    return _asked(repeated, workload)
+
+
 def _only(backend: str) -> AbstractContextManager[object]:
     return sdpa_kernel(BACKENDS[backend]) if backend else nullcontext()
 
 
-def _require(attend: "Forward", workload: "AttentionWorkload") -> None:
-    """A backend is refused by an error, its reasons by warnings: asked on a small problem."""
+def _asked(attend: "Forward", workload: "AttentionWorkload") -> "Forward":
+    """`attend`, unless a small problem is refused: by an error, its reasons in warnings."""
     s = workload.shape
     length = 1 if s.queries == 1 else 64
     options = {"dtype": s.dtype, "device": s.device, "requires_grad": s.backward}
@@ -73,3 +92,4 @@ def _require(attend: "Forward", workload: "AttentionWorkload") -> None:
             reasons = [str(error).splitlines()[0]]
             reasons += [str(warning.message).splitlines()[0] for warning in told]
             raise Unavailable("; ".join(reasons)) from None
+    return attend

@@ -44,6 +44,22 @@ def test_peers_agree_in_decoding(rule, peer):
     assert problem.check(peer).error < 1e-5
 
 
+def test_keys_are_repeated_where_torch_refuses_grouped_heads(monkeypatch):
+    from benchmarks.peers import sdpa
+
+    attention = sdpa.scaled_dot_product_attention
+
+    def ungrouped(*tensors, enable_gqa=False, **options):
+        if enable_gqa:
+            raise RuntimeError("No available kernel. Aborting execution.")
+        return attention(*tensors, **options)
+
+    monkeypatch.setattr(sdpa, "scaled_dot_product_attention", ungrouped)
+    problem = workload(RULES["plain"], backward=True)
+    problem.build("sdpa")()
+    assert problem.check("sdpa").error < 1e-5
+
+
 @pytest.mark.slow
 def test_the_compiled_two_matrix_form_agrees():
     problem = workload(RULES["rerope"])
