@@ -21,8 +21,6 @@ _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 def unsupported(problem: Problem) -> str | None:
     """See `library.Library`."""
-    if problem.query.device.type != "cpu":
-        return f"expected tensors on a CPU, got {problem.query.device}"
     return None if problem.softcap is None else "torch's fused attention knows no softcap"
 
 
@@ -47,9 +45,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, shape: Shape) -> Iterator[
 
 
 def backward(
-    tensors: tuple[Tensor, Tensor, Tensor],
-    results: tuple[Tensor, Tensor, Tensor],
-    gradients: tuple[Tensor, Tensor, Tensor],
+    tensors: tuple[Tensor, ...],
+    results: tuple[Tensor, ...],
+    gradients: tuple[Tensor, ...],
     shape: Shape,
 ) -> None:
     """Gradients tile by tile; see `library.Library`."""

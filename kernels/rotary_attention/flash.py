@@ -18,7 +18,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from ropewalk.kernels.rotary_attention import cpu, reference, varlen
+from ropewalk.kernels.rotary_attention import cpu, cuda, reference, varlen
 from ropewalk.kernels.rotary_attention.library import Library, Shape
 from ropewalk.kernels.rotary_attention.merge import Merged
 from ropewalk.kernels.rotary_attention.parts import Part, parts
@@ -85,7 +85,7 @@ def backward(
         return varlen.backward(backward, p, output, logsumexp, grad_output, grad_lse)
     library = _connected(p)
     dtype = library.dtype(p.query)
-    whole = [_by_row(x, p) for x in (output.to(dtype), logsumexp, grad_output.to(dtype))]
+    whole = tuple(_by_row(x, p) for x in (output.to(dtype), logsumexp, grad_output.to(dtype)))
     of_query, of_key, of_value = (
         x.new_zeros(x.shape, dtype=p.dtype) for x in (p.query, p.key, p.value)
     )
@@ -93,19 +93,15 @@ def backward(
         query, key = (x.new_zeros(x.shape, dtype=p.dtype) for x in (branch.query, branch.key))
         for part in branch.parts:
             queries, keys = branch.within(part)
-            results = (
-                whole[0][:, :, part.queries],
-                whole[1][:, :, part.queries],
-                whole[2][:, :, part.queries],
-            )
+            results = tuple(x[:, :, part.queries] for x in whole)
             gradients = (query[:, :, queries], key[:, keys], of_value.flatten(0, 1)[:, part.keys])
             library.backward(branch.tensors(part), results, gradients, _shape(p, part))
-        query, key = (
-            query.view(of_query[:, :, branch.queries].shape),
-            key.view(of_key[:, :, branch.keys].shape),
-        )
-        of_query[:, :, branch.queries] += turn(p, query, branch.query_angles, back=True)
-        of_key[:, :, branch.keys] += turn(p, key, branch.key_angles, back=True)
+        for total, own, span, angles in (
+            (of_query, query, branch.queries, branch.query_angles),
+            (of_key, key, branch.keys, branch.key_angles),
+        ):
+            target = total[:, :, span]
+            target += turn(p, own.view(target.shape), angles, back=True)
     if p.query_factor is not None:
         of_query *= p.query_factor[:, None, :, None]
     of_sinks = logsumexp.new_empty(0)
@@ -160,7 +156,8 @@ def _by_row(x: Tensor, problem: Problem) -> Tensor:
 
 
 def _shape(problem: Problem, part: Part) -> Shape:
-    return Shape(part.causal, part.window, problem.scale, problem.softcap)
+    p = problem
+    return Shape(part.causal, part.window, p.scale, p.softcap, p.deterministic)
 
 
 def _hull(slices: list[slice]) -> slice:
@@ -173,8 +170,12 @@ def _shifted(x: slice, start: int) -> slice:
 
 def _library(problem: Problem) -> Library | str:
     """The library for the problem's device, or why there is none."""
-    reason = cpu.unsupported(problem)
-    return cpu if reason is None else reason
+    device = problem.query.device
+    if device.type not in ("cpu", "cuda"):
+        return f"no library is connected for tensors on {device}"
+    library = cpu if device.type == "cpu" else cuda.library()
+    reason = library.unsupported(problem)
+    return library if reason is None else reason
 
 
 def _connected(problem: Problem) -> Library:

@@ -34,12 +34,14 @@ class Shape(NamedTuple):
         window: under `causal`, how many keys a query sees at most; None for all.
         scale: factor on the scores.
         softcap: bound on them.
+        deterministic: whether gradients may not depend on the order of work.
     """
 
     causal: bool
     window: int | None
     scale: float
     softcap: float | None
+    deterministic: bool
 
 
 class Share(NamedTuple):
@@ -75,9 +77,9 @@ class Library(Protocol):
 
     def backward(
         self,
-        tensors: tuple[Tensor, Tensor, Tensor],
-        results: tuple[Tensor, Tensor, Tensor],
-        gradients: tuple[Tensor, Tensor, Tensor],
+        tensors: tuple[Tensor, ...],
+        results: tuple[Tensor, ...],
+        gradients: tuple[Tensor, ...],
         shape: Shape,
     ) -> None:
         """Adds gradients of query, key and value to `gradients`.

@@ -46,7 +46,9 @@ class Merged:
     def add_sinks(self, sinks: Tensor) -> None:
         """Adds a logit without value per head; `sinks` broadcasts to the logsumexps."""
         total = torch.logaddexp(self.logsumexp, sinks)
-        self.output.mul_((self.logsumexp - total).exp_().unsqueeze(-1))
+        # −∞ − −∞ where there is no key and the sink is −∞ too; such a row's output is 0 and stays.
+        change = (self.logsumexp - total).masked_fill_(total == -torch.inf, 0.0)
+        self.output.mul_(change.exp_().unsqueeze(-1))
         self.logsumexp.copy_(total)
 
 
