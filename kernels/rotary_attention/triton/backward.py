@@ -5,10 +5,10 @@
     dq_i = scale · Σ_j ds_ij k_j,  dk_j = scale · Σ_i ds_ij q_i
 
 (FlashAttention-2, arXiv 2307.08691, §3.1.2.) A pair belongs to one branch and its probability needs
-that branch's score only, so each branch is a backward of its own: query_gradient.py takes a block
-of queries and walks keys, key_gradient.py a block of keys and walks the queries of every head that
-shares them. Both write the gradient of the *rotated* queries and keys of each branch; turn.py
-rotates them back and adds them up. This file holds what both need.
+that branch's score only, so each branch is a backward of its own, in programs of its own:
+query_gradient.py takes a block of queries and walks keys, key_gradient.py a block of keys and walks
+the queries of every head that shares them. Both write the gradients of the *rotated* queries and
+keys of each branch; turn.py rotates them back and adds them up. This file holds what both need.
 """
 
 import triton
@@ -37,6 +37,21 @@ def delta_kernel(
     sums = tl.sum(out.to(tl.float32) * grad.to(tl.float32), 1)
     sums -= tl.load(grad_logsumexp + rows, mask=here, other=0.0)
     tl.store(delta + rows, sums, mask=here)
+
+
+@triton.jit
+def load_statistics(logsumexp, delta, first, here, ROWS: tl.constexpr,
+                    CHECKED: tl.constexpr):  # fmt: skip
+    """Logsumexp in base 2, and Δ, of consecutive rows from `first` on."""
+    at = first.to(tl.int64) + tl.arange(0, ROWS)
+    if CHECKED:
+        lse = tl.load(logsumexp + at, mask=here, other=0.0)
+        row_delta = tl.load(delta + at, mask=here, other=0.0)
+    else:
+        lse = tl.load(logsumexp + at)
+        row_delta = tl.load(delta + at)
+    # Rows that see nothing must get exp2(−∞ − 0) = 0, not NaN.
+    return tl.where(lse == float("-inf"), 0.0, lse * LOG2_E), row_delta
 
 
 @triton.jit

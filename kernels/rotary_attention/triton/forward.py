@@ -16,6 +16,7 @@ import triton.language as tl
 from ropewalk.kernels.rotary_attention.triton.pairs import (
     add_mask,
     cap_scores,
+    edges_of_branch,
     extent,
     keys_of_branch,
     load_tile,
@@ -33,7 +34,7 @@ def attend_tiles(
     accumulator, total, maximum, turned, key, value, mask, rows, here, place, block, length,
     key_positions, key_blocks, key_row, value_row, mask_row, mask_column,
     start, full_start, full_stop, count, lower, upper, unit, window, scale, cap, least,
-    MASKED: tl.constexpr, LOWER: tl.constexpr, UPPER: tl.constexpr,
+    MASKED: tl.constexpr, EDGES: tl.constexpr,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, HEAD_BLOCK: tl.constexpr,
     VALUE_BLOCK: tl.constexpr, COLUMNS: tl.constexpr, CAUSAL: tl.constexpr,
     SLIDING: tl.constexpr, CAP: tl.constexpr, MASK: tl.constexpr, BY_INDEX: tl.constexpr,
@@ -42,7 +43,7 @@ def attend_tiles(
     """Adds the full tiles of a branch, or its masked ones, to the running softmax."""
     dims = tl.arange(0, HEAD_BLOCK)
     value_dims = tl.arange(0, VALUE_BLOCK)
-    for index in range(0, count):
+    for index in tl.range(0, count, num_stages=1 if MASKED else None):
         if MASKED:
             column = masked_tile(index, start, full_start, full_stop, COLUMNS)
         else:
@@ -72,7 +73,7 @@ def attend_tiles(
             )
             shown = visible_pairs(
                 place[:, None], key_place[None, :], block[:, None], key_block[None, :],
-                lower, upper, window, LOWER, UPPER, CAUSAL, SLIDING,
+                lower, upper, window, EDGES, EDGES, CAUSAL, SLIDING,
             )  # fmt: skip
             scores = tl.where(shown & there[None, :], scores, float("-inf"))
         higher = tl.maximum(maximum, tl.max(scores, 1))
@@ -97,35 +98,33 @@ def attend_tiles(
 
 @triton.jit
 def attend_branch(
-    accumulator, total, maximum, query, key0, key1, key2, value, mask,
+    branch, accumulator, total, maximum, query, key0, key1, key2, value, mask,
     block_start, rows, here, place, block, batch, kv_head, key_start, length,
     key_positions, key_blocks, ordered,
     query_branch, query_row, key0_batch, key0_head, key0_row, key1_batch, key1_head, key1_row,
     key2_batch, key2_head, key2_row, value_row, mask_row, mask_column,
     edge1, edge2, unit, window, steps, scale, cap, least,
-    BRANCH: tl.constexpr, BRANCHES: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BRANCHES: tl.constexpr, HEAD_DIM: tl.constexpr,
     VALUE_DIM: tl.constexpr, HEAD_BLOCK: tl.constexpr, VALUE_BLOCK: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CAUSAL: tl.constexpr, SLIDING: tl.constexpr,
     CAP: tl.constexpr, MASK: tl.constexpr, BY_INDEX: tl.constexpr, UNITS: tl.constexpr,
     UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Adds all keys of one branch to the running softmax: full tiles first, then masked ones."""
-    LOWER: tl.constexpr = BRANCH > 0
-    UPPER: tl.constexpr = BRANCH < BRANCHES - 1
-    lower = edge1 if BRANCH == 1 else edge2
-    upper = edge1 if BRANCH == 0 else edge2
+    EDGES: tl.constexpr = BRANCHES > 1
+    lower, upper = edges_of_branch(branch, edge1, edge2, BRANCHES)
     key, key_row = keys_of_branch(
-        key0, key1, key2, batch, kv_head, key_start, key0_batch, key0_head, key0_row,
-        key1_batch, key1_head, key1_row, key2_batch, key2_head, key2_row, BRANCH,
+        branch, key0, key1, key2, batch, kv_head, key_start, key0_batch, key0_head, key0_row,
+        key1_batch, key1_head, key1_row, key2_batch, key2_head, key2_row, BRANCHES,
     )  # fmt: skip
     start, full_start, full_stop, stop = keys_of_queries(
         tl.min(place, 0), tl.max(place, 0), tl.min(block, 0), tl.max(block, 0), length,
         lower, upper, window, unit, key_positions, key_blocks, ordered, steps,
-        LOWER, UPPER, CAUSAL, SLIDING, BY_INDEX, COLUMNS,
+        EDGES, EDGES, CAUSAL, SLIDING, BY_INDEX, COLUMNS,
     )  # fmt: skip
     dims = tl.arange(0, HEAD_BLOCK)
     turned = load_tile(
-        query + BRANCH * query_branch, block_start, query_row, dims, here,
+        query + branch * query_branch, block_start, query_row, dims, here,
         HEAD_DIM, ROWS, HEAD_BLOCK, True, UPCAST,
     )  # fmt: skip
     for masked in tl.static_range(2):
@@ -137,7 +136,7 @@ def attend_branch(
             length, key_positions, key_blocks, key_row, value_row, mask_row, mask_column,
             start, full_start, full_stop, count // COLUMNS,
             lower, upper, unit, window, scale, cap, least,
-            masked == 1, LOWER, UPPER, HEAD_DIM, VALUE_DIM, HEAD_BLOCK, VALUE_BLOCK, COLUMNS,
+            masked == 1, EDGES, HEAD_DIM, VALUE_DIM, HEAD_BLOCK, VALUE_BLOCK, COLUMNS,
             CAUSAL, SLIDING, CAP, MASK, BY_INDEX, UNITS, UPCAST, PRECISION,
         )  # fmt: skip
     return accumulator, total, maximum
@@ -196,15 +195,15 @@ def forward_kernel(
         maximum = tl.zeros([ROWS], tl.float32) + tl.load(sinks + head).to(tl.float32) * LOG2_E
         total += 1.0
 
-    for step in tl.static_range(BRANCHES):
+    for step in range(0, BRANCHES):
         accumulator, total, maximum = attend_branch(
-            accumulator, total, maximum, query, key0, key1, key2, value, mask,
+            BRANCHES - 1 - step, accumulator, total, maximum, query, key0, key1, key2, value, mask,
             block_start, rows, here, place, block, wide, kv_head.to(tl.int64), key_start, length,
             key_positions, key_blocks if UNITS else key_positions, ordered,
             query_branch, query_row, key0_batch, key0_head, key0_row, key1_batch, key1_head,
             key1_row, key2_batch, key2_head, key2_row, value_row, mask_row, mask_column,
             edge1, edge2, unit, window, steps, scale, cap, least,
-            BRANCHES - 1 - step, BRANCHES, HEAD_DIM, VALUE_DIM, HEAD_BLOCK, VALUE_BLOCK, ROWS,
+            BRANCHES, HEAD_DIM, VALUE_DIM, HEAD_BLOCK, VALUE_BLOCK, ROWS,
             COLUMNS, CAUSAL, SLIDING, CAP, MASK, BY_INDEX, UNITS, UPCAST, PRECISION,
         )  # fmt: skip
 

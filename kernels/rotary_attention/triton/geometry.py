@@ -17,7 +17,7 @@ from ropewalk.kernels.rotary_attention.schedule import block_index
 from ropewalk.kernels.rotary_attention.triton.configurations import interpreted
 from ropewalk.kernels.rotary_attention.triton.turn import empty_turned, turn
 
-HUGE = 2**30
+HUGE = 2**29 - 1
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def geometry(problem: Problem, *, keys: tuple[Tensor, ...] | None = None) -> Geo
     queries, value = turn_queries(p), contiguous_rows(p.value)
     keys = turn_keys(p) if keys is None else keys
     filled = (*keys, *(keys[:1] * (3 - len(keys))))
-    edges = (*see.edges, *((HUGE,) * (2 - len(see.edges))))
+    edges = [min(edge, HUGE) for edge in (*see.edges, HUGE, HUGE)[:2]]
     mask = see.attention_mask
     arguments: dict[str, Any] = {
         "query": queries,
@@ -144,7 +144,7 @@ def geometry(problem: Problem, *, keys: tuple[Tensor, ...] | None = None) -> Geo
         "edge1": edges[0],
         "edge2": edges[1],
         "unit": see.unit,
-        "window": HUGE if see.sliding_window is None else see.sliding_window,
+        "window": min(HUGE, see.sliding_window or HUGE),
         "steps": max(p.query.shape[2], p.key.shape[2]).bit_length() + 1,
         "scale": float(p.scale),
         "cap": 1.0 if p.softcap is None else float(p.softcap),

@@ -29,7 +29,7 @@ from ropewalk.kernels.rotary_attention.triton.key_gradient import key_kernel
 from ropewalk.kernels.rotary_attention.triton.query_gradient import query_kernel
 
 LARGEST_HEAD = 256
-LONGEST = 2**30
+LONGEST = 2**29
 DELTA_ROWS = 64
 
 
@@ -139,7 +139,7 @@ def _grad_query(g: Geometry, rows: dict[str, Any]) -> Tensor:
     p = g.problem
     gradients = p.query.new_empty(g.branches, *p.query.shape)
     grid, told = _grid_of_queries(p, _configuration("query", p))
-    query_kernel[grid](
+    query_kernel[(*grid, g.branches)](
         **_shared(g, "keys_ordered"),
         **told,
         **rows,
@@ -156,29 +156,31 @@ def _grad_key(g: Geometry, rows: dict[str, Any]) -> tuple[Tensor, Tensor]:
     if p.cu_seqlens_key is not None:
         tiles = packed_tiles(p.cu_seqlens_key, p.key.shape[2], how.columns)
         blocks = len(tiles)
-    split = _splits_heads(p, blocks)
+    split = splits_heads(p, blocks)
     programs = p.key.shape[0] * (p.query.shape[1] if split else p.key.shape[1])
-    shapes = (g.branches, *p.key.shape), p.value.shape
+    shapes = (g.branches, *p.key.shape), (g.branches, *p.value.shape)
     # Atomic additions start from zero and round only once, at the end.
-    gradients, grad_value = (
+    grad_keys, grad_values = (
         torch.zeros(shape, dtype=torch.float32, device=p.key.device)
         if split
         else torch.empty(shape, dtype=p.key.dtype, device=p.key.device)
         for shape in shapes
     )
-    key_kernel[(blocks, programs)](
+    key_kernel[(blocks, programs, g.branches)](
         **_shared(g, "queries_ordered"),
         **_told(how, tiles),
         **rows,
-        grad_key=gradients,
-        grad_value=grad_value,
-        gradient_branch=gradients.stride(0),
+        grad_key=grad_keys,
+        grad_value=grad_values,
+        gradient_branch=grad_keys.stride(0),
+        value_branch=grad_values.stride(0),
         SPLIT=split,
     )
-    return turn_back_keys(p, gradients), grad_value.to(p.value.dtype)
+    grad_value = grad_values[0] if g.branches == 1 else grad_values.sum(0)
+    return turn_back_keys(p, grad_keys), grad_value.to(p.value.dtype)
 
 
-def _splits_heads(problem: Problem, blocks: int) -> bool:
+def splits_heads(problem: Problem, blocks: int) -> bool:
     """Whether the heads that share a key are spread over programs, which add atomically.
 
     Only where there are too few programs otherwise to give every multiprocessor two.

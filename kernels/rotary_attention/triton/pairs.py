@@ -9,6 +9,8 @@ does not matter and is 0.
 import triton
 import triton.language as tl
 
+from ropewalk.kernels.rotary_attention.triton.ranges import NO_EDGE
+
 
 @triton.jit
 def load_rows(array, rows, stride, dims, there, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
@@ -67,10 +69,12 @@ def extent(tiles, cu_queries, cu_keys, key_lengths, batch, block_start, queries,
         # There are more programs than blocks: the count of blocks is not known to the host.
         real = sequence >= 0
         sequence = tl.maximum(sequence, 0)
-        query_start = tl.load(cu_queries + sequence)
-        key_start = tl.load(cu_keys + sequence)
-        query_count = tl.where(real, tl.load(cu_queries + sequence + 1) - query_start, 0)
-        key_count = tl.where(real, tl.load(cu_keys + sequence + 1) - key_start, 0)
+        query_first = tl.load(cu_queries + sequence)
+        key_first = tl.load(cu_keys + sequence)
+        query_count = tl.where(real, tl.load(cu_queries + sequence + 1) - query_first, 0)
+        key_count = tl.where(real, tl.load(cu_keys + sequence + 1) - key_first, 0)
+        query_start = query_first.to(tl.int64)
+        key_start = key_first.to(tl.int64)
     valid_keys = key_count
     if LENGTHS:
         valid_keys = tl.minimum(tl.maximum(tl.load(key_lengths + batch).to(tl.int32), 0), keys)
@@ -79,17 +83,34 @@ def extent(tiles, cu_queries, cu_keys, key_lengths, batch, block_start, queries,
 
 @triton.jit
 def keys_of_branch(
-    key0, key1, key2, batch, kv_head, key_start,
+    branch, key0, key1, key2, batch, kv_head, key_start,
     key0_batch, key0_head, key0_row, key1_batch, key1_head, key1_row,
-    key2_batch, key2_head, key2_row, BRANCH: tl.constexpr,
+    key2_batch, key2_head, key2_row, BRANCHES: tl.constexpr,
 ):  # fmt: skip
-    """Pointer to a branch's first key, and the stride between its keys."""
-    if BRANCH == 0:
-        return key0 + batch * key0_batch + kv_head * key0_head + key_start * key0_row, key0_row
-    elif BRANCH == 1:  # noqa: RET505 – each return must end a branch that is compiled alone
-        return key1 + batch * key1_batch + kv_head * key1_head + key_start * key1_row, key1_row
-    else:
-        return key2 + batch * key2_batch + kv_head * key2_head + key_start * key2_row, key2_row
+    """Pointer to a branch's first key, and the stride between its keys.
+
+    The branch is a number at run time and not a constant, so that there is one loop for all
+    branches and no more code or registers than for one.
+    """
+    key = key0 + batch * key0_batch + kv_head * key0_head + key_start * key0_row
+    row = key0_row
+    if BRANCHES > 1:
+        other = key1 + batch * key1_batch + kv_head * key1_head + key_start * key1_row
+        key = tl.where(branch == 1, other, key)
+        row = tl.where(branch == 1, key1_row, row)
+    if BRANCHES > 2:
+        other = key2 + batch * key2_batch + kv_head * key2_head + key_start * key2_row
+        key = tl.where(branch == 2, other, key)
+        row = tl.where(branch == 2, key2_row, row)
+    return key, row
+
+
+@triton.jit
+def edges_of_branch(branch, edge1, edge2, BRANCHES: tl.constexpr):
+    """(least block distance of a branch, one past the greatest)."""
+    lower = tl.where(branch == 0, -NO_EDGE, tl.where(branch == 1, edge1, edge2))
+    upper = tl.where(branch == 0, edge1, edge2)
+    return lower, tl.where(branch == BRANCHES - 1, NO_EDGE, upper)
 
 
 @triton.jit

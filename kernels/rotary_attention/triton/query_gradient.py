@@ -3,8 +3,9 @@
 import triton
 import triton.language as tl
 
-from ropewalk.kernels.rotary_attention.triton.backward import LOG2_E, probabilities
+from ropewalk.kernels.rotary_attention.triton.backward import load_statistics, probabilities
 from ropewalk.kernels.rotary_attention.triton.pairs import (
+    edges_of_branch,
     extent,
     keys_of_branch,
     load_tile,
@@ -19,7 +20,7 @@ def query_tiles(
     accumulator, turned, upstream, lse, row_delta, key, value, mask, rows, here, place, block,
     length, key_positions, key_blocks, key_row, value_row, mask_row, mask_column,
     start, full_start, full_stop, count, lower, upper, unit, window, scale, cap, least,
-    MASKED: tl.constexpr, LOWER: tl.constexpr, UPPER: tl.constexpr,
+    MASKED: tl.constexpr, EDGES: tl.constexpr,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, HEAD_BLOCK: tl.constexpr,
     VALUE_BLOCK: tl.constexpr, COLUMNS: tl.constexpr, CAUSAL: tl.constexpr,
     SLIDING: tl.constexpr, CAP: tl.constexpr, MASK: tl.constexpr, BY_INDEX: tl.constexpr,
@@ -28,7 +29,7 @@ def query_tiles(
     """Adds what the full tiles of a branch, or its masked ones, give to the queries' gradient."""
     dims = tl.arange(0, HEAD_BLOCK)
     value_dims = tl.arange(0, VALUE_BLOCK)
-    for index in range(0, count):
+    for index in tl.range(0, count, num_stages=1 if MASKED else None):
         if MASKED:
             column = masked_tile(index, start, full_start, full_stop, COLUMNS)
         else:
@@ -54,7 +55,7 @@ def query_tiles(
             )
             shown = visible_pairs(
                 place[:, None], key_place[None, :], block[:, None], key_block[None, :],
-                lower, upper, window, LOWER, UPPER, CAUSAL, SLIDING,
+                lower, upper, window, EDGES, EDGES, CAUSAL, SLIDING,
             )  # fmt: skip
             weights = tl.where(shown & there[None, :], weights, 0.0)
         slopes = tl.dot(upstream, tl.trans(values_tile), input_precision=PRECISION)
@@ -65,59 +66,6 @@ def query_tiles(
             slopes.to(keys_tile.dtype), keys_tile, accumulator, input_precision=PRECISION
         )
     return accumulator
-
-
-@triton.jit
-def query_branch_gradient(
-    query, key0, key1, key2, value, mask, grad_query, upstream, lse, row_delta, at,
-    block_start, rows, here, place, block, batch, kv_head, key_start, length,
-    key_positions, key_blocks, ordered,
-    query_branch, query_row, key0_batch, key0_head, key0_row, key1_batch, key1_head, key1_row,
-    key2_batch, key2_head, key2_row, value_row, mask_row, mask_column,
-    gradient_branch, edge1, edge2, unit, window, steps, scale, cap, least,
-    BRANCH: tl.constexpr, BRANCHES: tl.constexpr, HEAD_DIM: tl.constexpr,
-    VALUE_DIM: tl.constexpr, HEAD_BLOCK: tl.constexpr, VALUE_BLOCK: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CAUSAL: tl.constexpr, SLIDING: tl.constexpr,
-    CAP: tl.constexpr, MASK: tl.constexpr, BY_INDEX: tl.constexpr, UNITS: tl.constexpr,
-    UPCAST: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Writes the gradient of the queries that were rotated for one branch."""
-    LOWER: tl.constexpr = BRANCH > 0
-    UPPER: tl.constexpr = BRANCH < BRANCHES - 1
-    lower = edge1 if BRANCH == 1 else edge2
-    upper = edge1 if BRANCH == 0 else edge2
-    key, key_row = keys_of_branch(
-        key0, key1, key2, batch, kv_head, key_start, key0_batch, key0_head, key0_row,
-        key1_batch, key1_head, key1_row, key2_batch, key2_head, key2_row, BRANCH,
-    )  # fmt: skip
-    start, full_start, full_stop, stop = keys_of_queries(
-        tl.min(place, 0), tl.max(place, 0), tl.min(block, 0), tl.max(block, 0), length,
-        lower, upper, window, unit, key_positions, key_blocks, ordered, steps,
-        LOWER, UPPER, CAUSAL, SLIDING, BY_INDEX, COLUMNS,
-    )  # fmt: skip
-    dims = tl.arange(0, HEAD_BLOCK)
-    turned = load_tile(
-        query + BRANCH * query_branch, block_start, query_row, dims, here,
-        HEAD_DIM, ROWS, HEAD_BLOCK, True, UPCAST,
-    )  # fmt: skip
-    accumulator = tl.zeros([ROWS, HEAD_BLOCK], tl.float32)
-    for masked in tl.static_range(2):
-        count = full_stop - full_start
-        if masked:
-            count = full_start - start + stop - full_stop
-        accumulator = query_tiles(
-            accumulator, turned, upstream, lse, row_delta, key, value, mask, rows, here, place,
-            block, length, key_positions, key_blocks, key_row, value_row, mask_row, mask_column,
-            start, full_start, full_stop, count // COLUMNS,
-            lower, upper, unit, window, scale, cap, least,
-            masked == 1, LOWER, UPPER, HEAD_DIM, VALUE_DIM, HEAD_BLOCK, VALUE_BLOCK, COLUMNS,
-            CAUSAL, SLIDING, CAP, MASK, BY_INDEX, UNITS, UPCAST, PRECISION,
-        )  # fmt: skip
-    tl.store(
-        grad_query + BRANCH * gradient_branch + at[:, None] * HEAD_DIM + dims[None, :],
-        (accumulator * scale).to(grad_query.dtype.element_ty),
-        mask=here[:, None] & (dims < HEAD_DIM)[None, :],
-    )
 
 
 @triton.jit
@@ -137,7 +85,10 @@ def query_kernel(
     MASK: tl.constexpr, LENGTHS: tl.constexpr, PACKED: tl.constexpr, BY_INDEX: tl.constexpr,
     UNITS: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the rotated queries. Programs: (blocks of queries, batch · heads)."""
+    """Gradient of the queries rotated for a branch.
+
+    Programs: (blocks of queries, batch · heads, branches).
+    """
     head = tl.program_id(1) % heads
     batch = tl.program_id(1) // heads
     kv_head = head // groups
@@ -148,6 +99,7 @@ def query_kernel(
 
     rows = block_start + tl.arange(0, ROWS)
     here = rows < rows_here
+    dims = tl.arange(0, HEAD_BLOCK)
     value_dims = tl.arange(0, VALUE_BLOCK)
     if not BY_INDEX:
         query_positions += batch * query_places + query_start
@@ -167,24 +119,45 @@ def query_kernel(
     grad_output += wide * grad_batch + wide_head * grad_head + query_start * grad_row
     if MASK:
         mask += wide * mask_batch + wide_head * mask_head
-    at = (wide * heads + head) * queries + query_start + rows
-    lse = tl.load(logsumexp + at, mask=here, other=0.0)
-    # Rows that see nothing must get exp2(−∞ − 0) = 0, not NaN.
-    lse = tl.where(lse == float("-inf"), 0.0, lse * LOG2_E)
-    row_delta = tl.load(delta + at, mask=here, other=0.0)
+    first_row = (wide * heads + head) * queries + query_start
+    lse, row_delta = load_statistics(logsumexp, delta, first_row + block_start, here, ROWS, True)
     upstream = load_tile(
         grad_output, block_start, grad_row, value_dims, here,
         VALUE_DIM, ROWS, VALUE_BLOCK, True, UPCAST,
     )  # fmt: skip
 
-    for branch in tl.static_range(BRANCHES):
-        query_branch_gradient(
-            query, key0, key1, key2, value, mask, grad_query, upstream, lse, row_delta, at,
-            block_start, rows, here, place, block, wide, wide_kv_head, key_start, length,
-            key_positions, key_blocks if UNITS else key_positions, ordered,
-            query_branch, query_row, key0_batch, key0_head, key0_row, key1_batch, key1_head,
-            key1_row, key2_batch, key2_head, key2_row, value_row, mask_row, mask_column,
-            gradient_branch, edge1, edge2, unit, window, steps, scale, cap, least,
-            branch, BRANCHES, HEAD_DIM, VALUE_DIM, HEAD_BLOCK, VALUE_BLOCK, ROWS, COLUMNS,
+    branch = tl.program_id(2)
+    EDGES: tl.constexpr = BRANCHES > 1
+    lower, upper = edges_of_branch(branch, edge1, edge2, BRANCHES)
+    key, key_row = keys_of_branch(
+        branch, key0, key1, key2, wide, wide_kv_head, key_start, key0_batch, key0_head, key0_row,
+        key1_batch, key1_head, key1_row, key2_batch, key2_head, key2_row, BRANCHES,
+    )  # fmt: skip
+    start, full_start, full_stop, stop = keys_of_queries(
+        tl.min(place, 0), tl.max(place, 0), tl.min(block, 0), tl.max(block, 0), length,
+        lower, upper, window, unit, key_positions, key_blocks if UNITS else key_positions,
+        ordered, steps, EDGES, EDGES, CAUSAL, SLIDING, BY_INDEX, COLUMNS,
+    )  # fmt: skip
+    turned = load_tile(
+        query + branch * query_branch, block_start, query_row, dims, here,
+        HEAD_DIM, ROWS, HEAD_BLOCK, True, UPCAST,
+    )  # fmt: skip
+    accumulator = tl.zeros([ROWS, HEAD_BLOCK], tl.float32)
+    for masked in tl.static_range(2):
+        count = full_stop - full_start
+        if masked:
+            count = full_start - start + stop - full_stop
+        accumulator = query_tiles(
+            accumulator, turned, upstream, lse, row_delta, key, value, mask, rows, here, place,
+            block, length, key_positions, key_blocks, key_row, value_row, mask_row, mask_column,
+            start, full_start, full_stop, count // COLUMNS,
+            lower, upper, unit, window, scale, cap, least,
+            masked == 1, EDGES, HEAD_DIM, VALUE_DIM, HEAD_BLOCK, VALUE_BLOCK, COLUMNS,
             CAUSAL, SLIDING, CAP, MASK, BY_INDEX, UNITS, UPCAST, PRECISION,
         )  # fmt: skip
+    at = first_row + block_start + tl.arange(0, ROWS)
+    tl.store(
+        grad_query + branch * gradient_branch + at[:, None] * HEAD_DIM + dims[None, :],
+        (accumulator * scale).to(grad_query.dtype.element_ty),
+        mask=here[:, None] & (dims < HEAD_DIM)[None, :],
+    )

@@ -21,6 +21,9 @@ packed sequence. `Tiles` is (start, full_start, full_stop, stop), all multiples 
 import triton
 import triton.language as tl
 
+NO_EDGE = tl.constexpr(2**29)
+"""More than any distance: the upper edge of a branch without one, and negated the lower edge."""
+
 
 @triton.jit
 def first_past(array, limits, length, steps, INCLUSIVE: tl.constexpr):
@@ -84,7 +87,8 @@ def keys_of_queries(
         first: least position of a query, `last` the greatest, in tokens.
         first_block: least block index of a query, `last_block` the greatest, in units.
         length: keys of the row or sequence.
-        lower: least block distance of the branch, `upper` one past the greatest.
+        lower: least block distance of the branch, `upper` one past the greatest; ∓`NO_EDGE` for
+            none.
         window: the sliding window in tokens.
         unit: tokens in a block.
         positions: pointer to the first key's position, `blocks` to its block index.
@@ -106,12 +110,19 @@ def keys_of_queries(
         if SLIDING:
             start = tl.maximum(start, first - window + 1)
             full_start = tl.maximum(full_start, last - window + 1)
+        # Without an edge the products below would overflow.
         if LOWER:
-            stop = tl.minimum(stop, (last_block - lower + 1) * unit)
-            full_stop = tl.minimum(full_stop, (first_block - lower + 1) * unit)
+            bounded = lower != -NO_EDGE
+            stop = tl.minimum(stop, tl.where(bounded, (last_block - lower + 1) * unit, length))
+            full_stop = tl.minimum(
+                full_stop, tl.where(bounded, (first_block - lower + 1) * unit, length)
+            )
         if UPPER:
-            start = tl.maximum(start, (first_block - upper + 1) * unit)
-            full_start = tl.maximum(full_start, (last_block - upper + 1) * unit)
+            bounded = upper != NO_EDGE
+            start = tl.maximum(start, tl.where(bounded, (first_block - upper + 1) * unit, 0))
+            full_start = tl.maximum(
+                full_start, tl.where(bounded, (last_block - upper + 1) * unit, 0)
+            )
     elif CAUSAL or SLIDING or LOWER or UPPER:
         lanes = tl.arange(0, 8)
         ahead = 0 if CAUSAL else window
@@ -173,11 +184,17 @@ def queries_of_keys(
             stop = tl.minimum(stop, last + window - offset)
             full_stop = tl.minimum(full_stop, first + window - offset)
         if LOWER:
-            start = tl.maximum(start, (first_block + lower) * unit - offset)
-            full_start = tl.maximum(full_start, (last_block + lower) * unit - offset)
+            bounded = lower != -NO_EDGE
+            start = tl.maximum(start, tl.where(bounded, (first_block + lower) * unit - offset, 0))
+            full_start = tl.maximum(
+                full_start, tl.where(bounded, (last_block + lower) * unit - offset, 0)
+            )
         if UPPER:
-            stop = tl.minimum(stop, (last_block + upper) * unit - offset)
-            full_stop = tl.minimum(full_stop, (first_block + upper) * unit - offset)
+            bounded = upper != NO_EDGE
+            stop = tl.minimum(stop, tl.where(bounded, (last_block + upper) * unit - offset, length))
+            full_stop = tl.minimum(
+                full_stop, tl.where(bounded, (first_block + upper) * unit - offset, length)
+            )
         stop = tl.maximum(stop, 0)
     elif CAUSAL or SLIDING or LOWER or UPPER:
         lanes = tl.arange(0, 8)
