@@ -3,6 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ropewalk.blocks.rotary import AxialRotary, NTKAware, RotaryEmbedding, grid_coordinates
 from ropewalk.kernels.rotary import LAYOUTS, rotate, rotate_query_key
@@ -50,6 +52,43 @@ def test_values_and_gradients_are_those_of_complex_numbers(inputs, oracle, layou
         rtol=0,
         atol=1e-11,
     )
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_random_shapes_in_float32(inputs, oracle, data):
+    def draw(low, high):
+        return data.draw(st.integers(low, high))
+
+    head_dim = draw(2, 40)
+    make = inputs(
+        batch=draw(1, 3), heads=draw(1, 5), kv_heads=draw(1, 3), queries=draw(1, 9),
+        keys=draw(1, 9), head_dim=head_dim, pairs=draw(1, head_dim // 2), by_row=draw(0, 1) == 1,
+        dtype=torch.float32, seed=draw(0, 9),
+    )  # fmt: skip
+    query, key = (x.requires_grad_() for x in make.query_key(token_major=draw(0, 1) == 1))
+    angles, key_angles = make.angles(), make.angles(key.shape[2])
+    weights = norm_weights(make, (draw(0, 1), draw(0, 1)))
+    layout = data.draw(st.sampled_from(LAYOUTS))
+    leaves = [x for x in (query, key, *weights) if x is not None]
+    expected = [
+        oracle(x, a, layout=layout, weight=w, eps=0.1)
+        for x, a, w in zip((query, key), (angles, key_angles), weights, strict=True)
+    ]
+    # With this epsilon a short row's gradient is not so large that float32's rounding shows.
+    got = rotate_query_key(
+        query, key, angles.cos(), angles.sin(),
+        key_cos=key_angles.cos(), key_sin=key_angles.sin(), layout=layout,
+        query_norm_weight=weights[0], key_norm_weight=weights[1], norm_eps=0.1,
+    )  # fmt: skip
+    for value, exact in zip(got, expected, strict=True):
+        torch.testing.assert_close(value.double(), exact, rtol=1e-5, atol=1e-5)
+    gradients, exact_gradients = (
+        torch.autograd.grad(sum(x.pow(2).sin().sum() for x in outs), leaves)
+        for outs in (got, expected)
+    )
+    for gradient, exact in zip(gradients, exact_gradients, strict=True):
+        torch.testing.assert_close(gradient, exact, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -168,6 +168,8 @@ def test_auto_is_triton_on_a_device(inputs):
 
 @pytest.mark.gpu
 def test_tensors_beyond_32_bit_offsets():
+    if torch.cuda.mem_get_info()[0] < 24 * 2**30:
+        pytest.skip("needs 24 GiB of free memory")
     query = torch.randn(1, 2, 2**23 + 1, 128, device="cuda", dtype=torch.bfloat16)
     angles = torch.rand(query.shape[2], 64, device="cuda")
     cos, sin = angles.cos(), angles.sin()
