@@ -1,0 +1,179 @@
+"""`decode`: the answer to a few queries against a long cache; `suits` says which problems are such.
+
+How many programs share a row's keys depends on the sizes of the tensors only, never on values that
+lie on the device: the kernels find out there how long a row is, and shares without keys are cheap.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from ropewalk.kernels.rotary_attention.problem import Problem
+from ropewalk.kernels.rotary_attention.triton.configurations import Chip, chip, interpreted
+from ropewalk.kernels.rotary_attention.triton.decode_kernels import decode_kernel, merge_kernel
+from ropewalk.kernels.rotary_attention.triton.geometry import contiguous_rows, geometry
+
+MOST_QUERIES = 16
+"""Beyond, reading the cache is no longer what takes the time."""
+
+LEAST_TILES = 4
+"""Tiles worth a program of their own."""
+
+MERGED_TOGETHER = 16
+"""Splits that the second kernel reads at once."""
+
+
+class Configuration(NamedTuple):
+    """How the kernel runs.
+
+    Attributes:
+        rows: at most so many queries of a group's heads in one program; others read the keys again.
+        columns: keys in a tile.
+        warps: warps of a program.
+        stages: loads in flight in a loop.
+        residents: programs that a multiprocessor holds at a time, at least.
+    """
+
+    rows: int
+    columns: int
+    warps: int
+    stages: int
+    residents: int
+
+
+INTERPRETED = Configuration(64, 16, 4, 1, 1)
+
+# By bytes of an element and the width of a head rounded up to a power of two. In flight are
+# `stages` − 1 tiles of keys and of values in each resident: 60 to 130 KiB a multiprocessor, several
+# times the latency of memory times its bandwidth.
+CONFIGURATIONS: dict[Chip, dict[tuple[int, int], Configuration]] = {
+    "sm_90": {
+        (2, 64): Configuration(64, 64, 4, 4, 2),
+        (2, 128): Configuration(64, 64, 4, 3, 2),
+        (2, 256): Configuration(32, 32, 4, 3, 2),
+        (4, 64): Configuration(32, 32, 4, 3, 2),
+        (4, 128): Configuration(16, 32, 4, 3, 2),
+    },
+    "sm_80": {
+        (2, 64): Configuration(64, 64, 4, 3, 2),
+        (2, 128): Configuration(64, 64, 4, 3, 2),
+        (2, 256): Configuration(32, 32, 4, 3, 2),
+        (4, 64): Configuration(32, 32, 4, 3, 2),
+        (4, 128): Configuration(16, 32, 4, 2, 2),
+    },
+    "small": {
+        (2, 64): Configuration(64, 64, 4, 3, 1),
+        (2, 128): Configuration(32, 64, 4, 2, 1),
+        (2, 256): Configuration(16, 32, 4, 2, 1),
+        (4, 64): Configuration(32, 32, 4, 2, 1),
+        (4, 128): Configuration(16, 32, 4, 2, 1),
+    },
+}
+
+
+def _shape(problem: Problem) -> tuple[int, int]:
+    """What a configuration is looked up by."""
+    p = problem
+    widest = max(p.query.shape[-1], p.value.shape[-1])
+    return p.query.element_size(), max(64, triton.next_power_of_2(widest))
+
+
+def configuration(problem: Problem) -> Configuration:
+    """The shipped configuration for a problem on its device."""
+    if interpreted():
+        return INTERPRETED
+    return CONFIGURATIONS[chip(problem.query.device)][_shape(problem)]
+
+
+def suits(problem: Problem) -> bool:
+    """Whether a problem is a few queries against at least as many keys, row by row of a batch.
+
+    Wide heads in float32 are left to the ordinary kernel: their queries alone fill the registers.
+    """
+    p = problem
+    queries, keys = p.query.shape[2], p.key.shape[2]
+    few = 0 < queries <= min(MOST_QUERIES, keys) and p.cu_seqlens_query is None
+    return few and _shape(p) in CONFIGURATIONS["sm_90"]
+
+
+def count_splits(programs: int, tiles: int, slots: int) -> int:
+    """How many programs share a row's keys.
+
+    The fewest that keep at least 0.95 of the best share of the chip busy: programs run in waves of
+    `slots`, and a last wave that is nearly empty costs as much as a full one.
+
+    Args:
+        programs: without any split.
+        tiles: of keys in a row.
+        slots: programs that run at a time.
+    """
+    most = max(1, min(tiles // LEAST_TILES, slots))
+    busy = [n * programs / (triton.cdiv(n * programs, slots) * slots) for n in range(1, most + 1)]
+    enough = 0.95 * max(busy)
+    return next(n for n, share in enumerate(busy, 1) if share >= enough)
+
+
+def slots_of(device: torch.device, residents: int) -> int:
+    """Programs that a device runs at a time; the interpreter runs one."""
+    if device.type == "cpu":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count * residents
+
+
+def decode(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Output (batch, heads, query, value_dim) and float32 logsumexp (batch, heads, query)."""
+    p, how = problem, configuration(problem)
+    batch, heads, queries, head_dim = p.query.shape
+    kv_heads, keys, value_dim = p.key.shape[1], p.key.shape[2], p.value.shape[-1]
+    output = p.query.new_empty(batch, heads, queries, value_dim)
+    logsumexp = p.query.new_empty((batch, heads, queries), dtype=torch.float32)
+    if logsumexp.numel() == 0:
+        return output, logsumexp
+
+    group_rows = heads // kv_heads * queries
+    rows = min(max(16, triton.next_power_of_2(group_rows)), how.rows)
+    row_blocks = triton.cdiv(group_rows, rows)
+    splits = count_splits(
+        row_blocks * batch * kv_heads,
+        triton.cdiv(keys, how.columns),
+        slots_of(p.query.device, how.residents),
+    )
+    partial = output.new_empty((splits, *output.shape), dtype=torch.float32)
+    partial_lse = output.new_empty((splits, *logsumexp.shape), dtype=torch.float32)
+
+    key = contiguous_rows(p.key)
+    angles = contiguous_rows(p.key_angles.to(torch.float32))
+    pairs = p.inverse_frequencies.shape[0]
+    raw = [pairs == 0 or copy < 0 for copy in p.key_copies]
+    shared = geometry(p, keys=(key,) * len(raw)).arguments
+    told = {
+        "key": key,
+        "key_batch": key.stride(0),
+        "key_head": key.stride(1),
+        "key_row": key.stride(2),
+        "partial": partial,
+        "partial_lse": partial_lse,
+        "key_angles": angles,
+        "angle_branch": angles.stride(0),
+        "angle_batch": 0 if angles.shape[1] == 1 else angles.stride(1),
+        "inverse_frequencies": p.inverse_frequencies.to(torch.float32).contiguous(),
+        "ordered": shared["keys_ordered"],
+        "RAW": sum(2**branch for branch, is_raw in enumerate(raw) if is_raw),
+        "PAIRS": pairs,
+        "PAIR_BLOCK": max(16, triton.next_power_of_2(pairs)),
+        "REST_BLOCK": max(16, triton.next_power_of_2(head_dim - 2 * pairs)),
+        "INTERLEAVED": p.layout == "interleaved",
+        "ROWS": rows,
+        "COLUMNS": how.columns,
+    }
+    arguments = {name: (shared | told)[name] for name in decode_kernel.arg_names}
+    grid = row_blocks, splits, batch * kv_heads
+    decode_kernel[grid](**arguments, num_warps=how.warps, num_stages=how.stages)
+    merge_kernel[(logsumexp.numel(),)](
+        partial, partial_lse, p.sinks, output, logsumexp, logsumexp.numel(), splits, heads, queries,
+        VALUE_DIM=value_dim, VALUE_BLOCK=shared["VALUE_BLOCK"], SPLITS=MERGED_TOGETHER,
+        SINKS=p.sinks is not None, num_warps=4,
+    )  # fmt: skip
+    return output, logsumexp
