@@ -15,7 +15,6 @@ import os
 from typing import Literal, NamedTuple
 
 import torch
-import triton
 
 Kernel = Literal["forward", "query", "key"]
 Chip = Literal["sm_90", "sm_80", "small"]
@@ -102,6 +101,11 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def power_of_two(count: int) -> int:
+    """The least power of two that is at least `count`."""
+    return 1 << max(count - 1, 0).bit_length()
+
+
 def chip(device: torch.device) -> Chip:
     """Which column of the table a device takes."""
     major, minor = torch.cuda.get_device_capability(device)
@@ -121,6 +125,6 @@ def configuration(
         itemsize: bytes of an element.
         chip: see the module's docstring.
     """
-    width = max(64, triton.next_power_of_2(max(head_dim, value_dim)))
+    width = max(64, power_of_two(max(head_dim, value_dim)))
     table = HALF if itemsize == 2 else SINGLE
     return table[chip][kernel][width]

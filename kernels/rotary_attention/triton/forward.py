@@ -10,6 +10,9 @@ all branches together cost one attention plus a band as wide as two tiles (Flash
 2307.08691, for the rest). Scores are in base 2: exp2 is what the hardware has.
 """
 
+# pyright: reportGeneralTypeIssues=false
+# (It believes that calls from one kernel to another never return.)
+
 import triton
 import triton.language as tl
 

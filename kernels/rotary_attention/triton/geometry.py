@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from ropewalk.kernels.rotary_attention.problem import Problem
 from ropewalk.kernels.rotary_attention.schedule import block_index
-from ropewalk.kernels.rotary_attention.triton.configurations import interpreted
+from ropewalk.kernels.rotary_attention.triton.configurations import interpreted, power_of_two
 from ropewalk.kernels.rotary_attention.triton.turn import empty_turned, turn
 
 HUGE = 2**29 - 1
@@ -152,8 +151,8 @@ def geometry(problem: Problem, *, keys: tuple[Tensor, ...] | None = None) -> Geo
         "BRANCHES": len(keys),
         "HEAD_DIM": p.query.shape[-1],
         "VALUE_DIM": value.shape[-1],
-        "HEAD_BLOCK": max(16, triton.next_power_of_2(p.query.shape[-1])),
-        "VALUE_BLOCK": max(16, triton.next_power_of_2(value.shape[-1])),
+        "HEAD_BLOCK": max(16, power_of_two(p.query.shape[-1])),
+        "VALUE_BLOCK": max(16, power_of_two(value.shape[-1])),
         "CAUSAL": see.causal,
         "SLIDING": see.sliding_window is not None,
         "CAP": p.softcap is not None,

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from ropewalk.kernels.rotary_attention.problem import Problem
@@ -15,6 +14,7 @@ from ropewalk.kernels.rotary_attention.triton.configurations import (
     chip,
     configuration,
     interpreted,
+    power_of_two,
 )
 from ropewalk.kernels.rotary_attention.triton.forward import forward_kernel
 from ropewalk.kernels.rotary_attention.triton.geometry import (
@@ -31,6 +31,16 @@ from ropewalk.kernels.rotary_attention.triton.query_gradient import query_kernel
 LARGEST_HEAD = 256
 LONGEST = 2**29
 DELTA_ROWS = 64
+
+
+def ceil_divide(count: int, size: int) -> int:
+    """Blocks of `size` that hold `count`."""
+    return -(-count // size)
+
+
+def run(kernel: Any, grid: tuple[int, ...], **arguments: Any) -> None:
+    """Launches a kernel; the compile-time arguments are what type checkers cannot read."""
+    kernel[grid](**arguments)
 
 
 def unsupported(problem: Problem) -> str | None:
@@ -60,7 +70,7 @@ def _grid_of_queries(
 ) -> tuple[tuple[int, int], dict[str, Any]]:
     """Programs (blocks of queries, batch · heads) and what they are told."""
     p, tiles = problem, None
-    blocks = triton.cdiv(p.query.shape[2], how.rows)
+    blocks = ceil_divide(p.query.shape[2], how.rows)
     if p.cu_seqlens_query is not None:
         tiles = packed_tiles(p.cu_seqlens_query, p.query.shape[2], how.rows)
         blocks = len(tiles)
@@ -92,7 +102,9 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     if logsumexp.numel() == 0:
         return output, logsumexp
     grid, told = _grid_of_queries(p, _configuration("forward", p))
-    forward_kernel[grid](
+    run(
+        forward_kernel,
+        grid,
         **_shared(geometry(p), "keys_ordered"),
         **told,
         output=output,
@@ -115,12 +127,24 @@ def backward(
         zeros = [torch.zeros_like(x) for x in (p.query, p.key, p.value)]
         delta = -grad_lse.float()
         return zeros[0], zeros[1], zeros[2], _sink_gradient(p, logsumexp, delta)
-    delta_kernel[(triton.cdiv(delta.numel(), DELTA_ROWS),)](
-        output.contiguous(), grad_output, grad_lse.float().contiguous(), delta, delta.numel(),
-        grad_output.stride(0), grad_output.stride(1), grad_output.stride(2),
-        p.query.shape[1], p.query.shape[2], VALUE_DIM=p.value.shape[-1],
-        VALUE_BLOCK=triton.next_power_of_2(p.value.shape[-1]), ROWS=DELTA_ROWS, num_warps=4,
-    )  # fmt: skip
+    run(
+        delta_kernel,
+        (ceil_divide(delta.numel(), DELTA_ROWS),),
+        output=output.contiguous(),
+        grad_output=grad_output,
+        grad_logsumexp=grad_lse.float().contiguous(),
+        delta=delta,
+        total=delta.numel(),
+        grad_batch=grad_output.stride(0),
+        grad_head=grad_output.stride(1),
+        grad_row=grad_output.stride(2),
+        heads=p.query.shape[1],
+        queries=p.query.shape[2],
+        VALUE_DIM=p.value.shape[-1],
+        VALUE_BLOCK=power_of_two(p.value.shape[-1]),
+        ROWS=DELTA_ROWS,
+        num_warps=4,
+    )
     g = geometry(p)
     rows: dict[str, Any] = {
         "grad_output": grad_output,
@@ -139,7 +163,9 @@ def _grad_query(g: Geometry, rows: dict[str, Any]) -> Tensor:
     p = g.problem
     gradients = p.query.new_empty(g.branches, *p.query.shape)
     grid, told = _grid_of_queries(p, _configuration("query", p))
-    query_kernel[(*grid, g.branches)](
+    run(
+        query_kernel,
+        (*grid, g.branches),
         **_shared(g, "keys_ordered"),
         **told,
         **rows,
@@ -152,7 +178,7 @@ def _grad_query(g: Geometry, rows: dict[str, Any]) -> Tensor:
 def _grad_key(g: Geometry, rows: dict[str, Any]) -> tuple[Tensor, Tensor]:
     p, how = g.problem, _configuration("key", g.problem)
     tiles = None
-    blocks = triton.cdiv(p.key.shape[2], how.columns)
+    blocks = ceil_divide(p.key.shape[2], how.columns)
     if p.cu_seqlens_key is not None:
         tiles = packed_tiles(p.cu_seqlens_key, p.key.shape[2], how.columns)
         blocks = len(tiles)
@@ -166,7 +192,9 @@ def _grad_key(g: Geometry, rows: dict[str, Any]) -> tuple[Tensor, Tensor]:
         else torch.empty(shape, dtype=p.key.dtype, device=p.key.device)
         for shape in shapes
     )
-    key_kernel[(blocks, programs, g.branches)](
+    run(
+        key_kernel,
+        (blocks, programs, g.branches),
         **_shared(g, "queries_ordered"),
         **_told(how, tiles),
         **rows,

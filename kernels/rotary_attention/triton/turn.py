@@ -9,12 +9,18 @@ is written or read; a program serves several heads with the same angles. One rea
 per branch of each tensor, which is linear in the length where the attention is quadratic.
 """
 
+# pyright: reportGeneralTypeIssues=false
+# (It believes that calls from one kernel to another never return.)
+
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ropewalk.kernels.rotary_attention.triton.angles import sine_cosine
+from ropewalk.kernels.rotary_attention.triton.configurations import power_of_two
 
 HEADS_TOGETHER = 4
 
@@ -61,11 +67,10 @@ def turn_kernel(
             x_at = x + batch * x_batch + head.to(tl.int64) * x_head + wide * x_row
             turned_at = turned + batch * turned_batch + head.to(tl.int64) * turned_head
             turned_at += wide * turned_row
-            if BACK:
-                a_sum = tl.zeros([ROWS, PAIR_BLOCK], tl.float32)
-                b_sum = tl.zeros([ROWS, PAIR_BLOCK], tl.float32)
-                rest_sum = tl.zeros([ROWS, REST_BLOCK], tl.float32)
-            else:
+            a_sum = tl.zeros([ROWS, PAIR_BLOCK], tl.float32)
+            b_sum = tl.zeros([ROWS, PAIR_BLOCK], tl.float32)
+            rest_sum = tl.zeros([ROWS, REST_BLOCK], tl.float32)
+            if not BACK:
                 a = tl.load(x_at + first, mask=inside, other=0.0).to(tl.float32)
                 b = tl.load(x_at + second, mask=inside, other=0.0).to(tl.float32)
                 kept = tl.load(x_at + rest, mask=beside, other=0.0).to(tl.float32)
@@ -116,11 +121,12 @@ def turn(x: Tensor, turned: Tensor, positions: Tensor, inverse_frequencies: Tens
     if x.numel() == 0:
         return
     pairs = inverse_frequencies.shape[0]
-    pair_block = triton.next_power_of_2(max(pairs, 1))
+    pair_block = power_of_two(max(pairs, 1))
     rows = max(8, 2048 // max(pair_block, 16))
     together = min(HEADS_TOGETHER, heads)
-    grid = (triton.cdiv(length, rows), triton.cdiv(heads, together), batch)
-    turn_kernel[grid](
+    grid = (-(-length // rows), -(-heads // together), batch)
+    kernel: Any = turn_kernel
+    kernel[grid](
         x, turned, positions, inverse_frequencies, factor, row_factor,
         x.stride(0), x.stride(1), x.stride(2),
         turned.stride(0), turned.stride(1), turned.stride(2), turned.stride(3),
@@ -128,7 +134,7 @@ def turn(x: Tensor, turned: Tensor, positions: Tensor, inverse_frequencies: Tens
         0 if row_factor is None or row_factor.shape[0] == 1 else row_factor.stride(0),
         heads, length,
         BRANCHES=turned.shape[0], HEAD_DIM=head_dim, PAIRS=pairs, PAIR_BLOCK=pair_block,
-        REST_BLOCK=triton.next_power_of_2(max(head_dim - 2 * pairs, 1)), ROWS=rows, HEADS=together,
+        REST_BLOCK=power_of_two(max(head_dim - 2 * pairs, 1)), ROWS=rows, HEADS=together,
         INTERLEAVED=interleaved, FACTOR=factor is not None, ROW_FACTOR=row_factor is not None,
         BACK=back, num_warps=4,
     )  # fmt: skip
