@@ -20,9 +20,9 @@ from ropewalk.kernels.rotary_attention import DistanceRule
 
 Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
 CHECKED_ROWS = 48
-# Plain attention in bfloat16 is 0.3 to 0.5 % off, its gradients a little more; a wrong branch, a
-# missing rotation or a dropped tile is off by tens of percent.
-TOLERANCES = {torch.bfloat16: (2e-2, 4e-2), torch.float16: (5e-3, 1e-2)}
+# Attention in bfloat16, cosines in bfloat16 too as models have them, is 0.5 to 0.8 % off; a wrong
+# branch, a missing rotation or a dropped tile is off by tens of percent.
+TOLERANCES = {torch.bfloat16: (1e-2, 2e-2), torch.float16: (2e-3, 4e-3)}
 FLOAT32_TOLERANCES = (1e-3, 2e-3)
 
 
