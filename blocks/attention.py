@@ -8,7 +8,7 @@ Grouped-query heads (arXiv 2305.13245), query-key normalisation before the rotat
 distance rule. Keys are cached unrotated. Time O(seq²·dim), memory O(seq·dim).
 """
 
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from ropewalk.blocks.key_value_cache import KeyValueCache
@@ -109,7 +109,8 @@ class RotaryAttention(nn.Module):
         x: Float[Tensor, "batch seq dim"],
         *,
         positions: Shaped[Tensor, "*batch seq"] | None = None,
-        attention_mask: Bool[Tensor, "_batch _heads _query key"] | None = None,
+        attention_mask: Shaped[Tensor, "_batch _heads _query key"] | None = None,
+        cu_seqlens: Int[Tensor, " sequences_and_one"] | None = None,
         cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "batch seq dim"]:
         """Attends.
@@ -117,25 +118,43 @@ class RotaryAttention(nn.Module):
         Args:
             x: the residual stream, normed by the caller.
             positions: integer or float, (seq,) or (batch, seq); 0 … seq − 1 by default, or on from
-                the cache's last position.
+                the cache's last position. Leave them out where they are just that: attention by
+                index is faster.
             attention_mask: boolean (True is visible) or additive, over all keys including cached.
+            cu_seqlens: where packed sequences begin, from 0 to seq, for a batch of 1; each sees
+                itself alone and begins at position 0. Not with a cache.
             cache: holds the keys of earlier calls; the new ones are appended.
 
         Returns:
             The update of the residual stream.
 
         Raises:
-            ValueError: shapes that do not fit, or a cache while gradients are recorded.
+            ValueError: shapes that do not fit, a cache while gradients are recorded, or a cache and
+                packed sequences.
         """
+        if x.ndim != 3 or x.shape[-1] != self.dim:
+            raise ValueError(
+                f"x must have shape (batch, seq, {self.dim}), got {tuple(x.shape)}; dim is the "
+                f"width that the layer was made with"
+            )
+        if positions is not None:
+            batch, length, _ = x.shape
+            validation.check_positions("positions", positions, batch, length, x.device)
+        if cache is not None and cu_seqlens is not None:
+            raise ValueError(
+                "a key-value cache continues every row of a batch, and packed sequences share one "
+                "row; pass either cache or cu_seqlens"
+            )
         query = self.query_norm(self._heads(self.query_projection(x)))
         key = self.key_norm(self._heads(self.key_projection(x)))
         value = self._heads(self.value_projection(x))
         key_positions = positions
         if cache is not None:
-            if positions is None:
-                positions = cache.next_positions(x.shape[1], x.device)
-            rows = positions if positions.ndim == 2 else positions[None]
-            key, value, key_positions = cache.append(key, value, rows)
+            queries = x.shape[1]
+            rows = positions[None] if positions is not None and positions.ndim == 1 else positions
+            key, value, held = cache.append(key, value, rows)
+            if not cache.by_index:
+                positions, key_positions = held[:, held.shape[1] - queries :], held
         y = rotary_attention(
             query,
             key,
@@ -148,6 +167,7 @@ class RotaryAttention(nn.Module):
             log_n=self.log_n,
             sliding_window=self.sliding_window,
             softcap=self.softcap,
+            cu_seqlens_query=cu_seqlens,
             attention_mask=attention_mask,
             backend=self.backend,
         )

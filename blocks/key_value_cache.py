@@ -23,10 +23,13 @@ class KeyValueCache:
 
     Attributes:
         length: number of tokens held.
+        by_index: whether each token's position is its index in the cache, in every row, because no
+            call gave any other.
     """
 
     def __init__(self) -> None:
         self.length = 0
+        self.by_index = True
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
         self._positions: Tensor | None = None
@@ -35,14 +38,15 @@ class KeyValueCache:
         self,
         key: Float[Tensor, "batch kv_heads seq head_dim"],
         value: Float[Tensor, "batch kv_heads seq value_dim"],
-        positions: Shaped[Tensor, "rows seq"],
+        positions: Shaped[Tensor, "rows seq"] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Adds tokens at the end.
 
         Args:
             key: unrotated keys of the new tokens.
             value: their values.
-            positions: their positions; rows is 1 or batch, and the same at every call.
+            positions: their positions, where rows is 1 or batch, and the same at every call; on
+                from the last token held if None.
 
         Returns:
             All keys, values and positions so far; views that the next `append` may invalidate.
@@ -56,13 +60,16 @@ class KeyValueCache:
                 "run under torch.no_grad(), or train without a cache"
             )
         start, stop = self.length, self.length + key.shape[-2]
+        by_index = positions is None and (self.by_index or start == 0)
+        if positions is None:
+            positions = self.next_positions(key.shape[-2], key.device)
         self._keys = _grown(self._keys, key, start, stop, axis=2, name="keys")
         self._values = _grown(self._values, value, start, stop, axis=2, name="values")
         self._positions = _grown(self._positions, positions, start, stop, axis=1, name="positions")
         self._keys[:, :, start:stop] = key
         self._values[:, :, start:stop] = value
         self._positions[:, start:stop] = positions
-        self.length = stop
+        self.length, self.by_index = stop, by_index
         return self._keys[:, :, :stop], self._values[:, :, :stop], self._positions[:, :stop]
 
     def next_positions(self, count: int, device: torch.device) -> Int[Tensor, "rows count"]:

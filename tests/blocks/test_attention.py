@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ropewalk.blocks import attention
 from ropewalk.blocks.attention import KeyValueCache, RotaryAttention
 from ropewalk.blocks.rotary import (
     DualChunk,
@@ -123,6 +124,65 @@ def test_cache_refuses_gradients_and_other_batches():
         module(stream(), cache=cache)
         with pytest.raises(ValueError, match="batch and heads"):
             module(stream(batch=3), cache=cache)
+
+
+@torch.no_grad()
+def test_default_positions_reach_attention_by_index(monkeypatch):
+    """Fast paths need no look at the positions then; a given position ends that for good."""
+    seen = []
+    attend = attention.rotary_attention
+
+    def spy(*tensors, query_positions, key_positions, **options):
+        seen.append((query_positions is None, key_positions is None))
+        return attend(
+            *tensors, query_positions=query_positions, key_positions=key_positions, **options
+        )
+
+    monkeypatch.setattr(attention, "rotary_attention", spy)
+    module, x, cache = layer(distance=ReRoPE(5)), stream(), KeyValueCache()
+    module(x)
+    module(x[:, :6], cache=cache)
+    module(x[:, 6:7], cache=cache)
+    assert cache.by_index
+    assert seen == [(True, True)] * 3
+    module(x[:, 7:9], positions=torch.tensor([9, 11]), cache=cache)
+    module(x[:, 9:10], cache=cache)
+    assert not cache.by_index
+    assert seen[3:] == [(False, False)] * 2
+    assert cache.next_positions(1, x.device).item() == 13
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_packed_sequences_equal_one_after_another(rule):
+    module = layer(distance=rule, log_n=LogN(4), sliding_window=None)
+    x, starts = stream(batch=1), torch.tensor([0, 7, 7, 8, 19])
+    packed = module(x, cu_seqlens=starts)
+    alone = [module(x[:, a:b]) for a, b in zip(starts[:-1], starts[1:], strict=True) if a < b]
+    torch.testing.assert_close(packed, torch.cat(alone, 1), rtol=0, atol=1e-6)
+    weight = module.key_projection.weight
+    (got,) = torch.autograd.grad(packed.square().sum(), weight)
+    (expected,) = torch.autograd.grad(sum(y.square().sum() for y in alone), weight)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "message"),
+    [
+        ((19, 32), {}, r"x must have shape \(batch, seq, 32\), got \(19, 32\)"),
+        ((2, 19, 33), {}, r"got \(2, 19, 33\)"),
+        ((1, 5, 32), {"positions": torch.arange(4)}, r"positions must have shape \(5,\)"),
+        ((1, 5, 32), {"cu_seqlens": torch.tensor([0, 4])}, "end at the number of tokens, 5, got 4"),
+        (
+            (1, 5, 32),
+            {"cu_seqlens": torch.tensor([0, 5]), "cache": KeyValueCache()},
+            "either cache or cu_seqlens",
+        ),
+    ],
+)
+@torch.no_grad()
+def test_inputs_that_do_not_fit(shape, options, message):
+    with pytest.raises(ValueError, match=message):
+        layer()(torch.zeros(shape), **options)
 
 
 def test_state_dict_round_trip_and_deepcopy():
