@@ -143,9 +143,9 @@ def check_log_n(log_n: QueryScale | None) -> None:
 def check_positions(name: str, positions: Tensor, batch: int, length: int, device: object) -> None:
     """Shape (sequence,) or (1 | batch, sequence), integer or float."""
     if positions.dtype == torch.bool or positions.is_complex():
-        raise TypeError(f"{name} must be integer or float, got {positions.dtype}")
+        raise ValueError(f"{name} must be integer or float, got {positions.dtype}")
     if positions.dtype in (torch.bfloat16, torch.float16):
-        raise TypeError(
+        raise ValueError(
             f"{name} must be integer, float32 or float64, got {positions.dtype}, which cannot "
             f"tell positions beyond 256 (bfloat16) or 2048 (float16) apart"
         )

@@ -79,6 +79,7 @@ OPTIONS = {
     "batch of positions": ({"key_positions": zeros(3, 7).long()}, r"\(2, 7\), got \(3, 7\)"),
     "position device": ({"query_positions": zeros(5).to("meta")}, "on cpu.*got meta"),
     "half positions": ({"query_positions": zeros(5).bfloat16()}, "got torch.bfloat16.*256"),
+    "complex positions": ({"query_positions": zeros(5).cfloat()}, "got torch.complex64"),
     "boolean positions": ({"query_positions": zeros(5).bool()}, "integer or float, got torch.bool"),
     "scale": ({"scale": float("nan")}, "scale must be finite, got nan"),
     "sliding window": ({"sliding_window": 0}, "sliding_window must be at least 1, got 0"),
@@ -98,6 +99,63 @@ OPTIONS = {
     "triton": ({"backend": "triton"}, "expected tensors on a CUDA device, got cpu"),
     "backend": ({"backend": "cuda"}, "'auto', 'reference', 'flash' or 'triton', got 'cuda'"),
 }
+
+
+def lengths(*numbers, dtype=torch.int32):
+    return torch.tensor(numbers, dtype=dtype)
+
+
+# Seven packed tokens, with these options beside a good `cu_seqlens_query`.
+PACKED = {
+    "decreasing": ({"cu_seqlens_query": lengths(0, 5, 3, 7)}, "decrease, got 5 followed by 3"),
+    "end": ({"cu_seqlens_query": lengths(0, 3, 6)}, "end at the number of tokens, 7, got 6"),
+    "beyond": ({"cu_seqlens_query": lengths(0, 3, 9)}, "end at the number of tokens, 7, got 9"),
+    "begin": ({"cu_seqlens_query": lengths(1, 3, 7)}, "begin with 0, got 1"),
+    "key end": ({"cu_seqlens_key": lengths(0, 3, 5)}, "cu_seqlens_key must end .* 7, got 5"),
+    "counts": ({"cu_seqlens_key": lengths(0, 7)}, "equally many sequences, got 2 and 1"),
+    "rank": ({"cu_seqlens_query": lengths(0, 7)[None]}, r"shape \(sequences \+ 1,\).*got \(1, 2\)"),
+    "none": ({"cu_seqlens_query": lengths(0)}, "at least one sequence, got"),
+    "dtype": ({"cu_seqlens_query": torch.tensor([0.0, 7.0])}, "int32 or int64, got torch.float32"),
+    "device": ({"cu_seqlens_query": lengths(0, 7).to("meta")}, "on cpu, got meta"),
+    "key alone": (
+        {"cu_seqlens_query": None, "cu_seqlens_key": lengths(0, 7)},
+        "cu_seqlens_key needs cu_seqlens_query",
+    ),
+    "lengths": ({"key_lengths": lengths(7)}, "key_lengths cannot be combined"),
+    "mask": (
+        {"attention_mask": torch.ones(1, 1, 7, 7, dtype=torch.bool)},
+        "attention_mask cannot be combined",
+    ),
+    "positions": ({"query_positions": torch.arange(3)}, r"query_positions.*\(7,\).*got \(3,\)"),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("case", PACKED)
+def test_packed(case, dtype):
+    options, message = PACKED[case]
+    options = {"cu_seqlens_query": lengths(0, 3, 7), **options}
+    for name, x in options.items():
+        if x is not None and x.dtype == torch.int32:
+            options[name] = x.to(dtype)
+    packed = K[:1]
+    with pytest.raises((ValueError, TypeError), match=message):
+        rotary_attention(packed, packed, packed, rotary=ROTARY, **options)
+
+
+def test_packed_batches():
+    with pytest.raises(ValueError, match="batch of 1, got batch 2"):
+        rotary_attention(K, K, K, rotary=ROTARY, cu_seqlens_query=lengths(0, 7))
+
+
+def test_packed_lengths_are_checked_in_compiled_code():
+    compiled = torch.compile(
+        lambda x, at: rotary_attention(x, x, x, rotary=ROTARY, cu_seqlens_query=at),
+        fullgraph=True, backend="aot_eager",
+    )  # fmt: skip
+    assert compiled(K[:1], lengths(0, 3, 7)).shape == K[:1].shape
+    with pytest.raises(ValueError, match="decrease, got 5 followed by 3"):
+        compiled(K[:1], lengths(0, 5, 3))
 
 
 @pytest.mark.parametrize("case", TENSORS)
