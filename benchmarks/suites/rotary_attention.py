@@ -127,27 +127,41 @@ def _memory_peers() -> tuple[str, ...]:
 
 
 def _peers(shape: Shape, name: str) -> tuple[str, ...]:
+    main = f"rerope-{MAIN_WINDOW[shape.device]}/" in name or "rerope-16/" in name
+    return (_cuda_peers if shape.device == "cuda" else _cpu_peers)(shape, main=main)
+
+
+def _cuda_peers(shape: Shape, *, main: bool) -> tuple[str, ...]:
+    """Peers on a GPU; what takes a compilation of tens of seconds only where it matters.
+
+    Args:
+        shape: the case.
+        main: whether its rule is ReRoPE with the main window.
+    """
     plain, decoding = len(shape.rule.branches) == 1, shape.queries < shape.keys
-    peers: list[str] = []
-    if shape.device == "cuda":
-        peers += ["triton", "flash", "flash-attn"]
-        if plain:
-            peers += ["sdpa-flash", "sdpa-cudnn"]
-            if not shape.backward and not decoding:
-                peers += ["sdpa-flash-alone", "sdpa-cudnn-alone"]
-        else:
-            peers += ["triton:plain", "two-matrix", "two-matrix-compiled"]
-            # Each takes a compilation of tens of seconds.
-            if not decoding and shape.keys in (96, 8192, 32768) and name.startswith("rerope"):
-                peers += ["flex"]
-        if shape.keys <= 8192 and not decoding:
-            peers += ["reference"]
-        return tuple(peers)
-    peers += ["auto", "flash", "reference"]
-    peers += ["sdpa"] if plain else ["sdpa:plain"]
+    peers = ["triton", "flash", "flash-attn"]
+    if plain:
+        peers += ["sdpa-flash", "sdpa-cudnn"]
+        if not shape.backward and not decoding:
+            peers += ["sdpa-flash-alone", "sdpa-cudnn-alone"]
+    else:
+        peers += ["triton:plain", "two-matrix"]
+        if main and not decoding and (shape.keys >= 16384 or shape.keys < 2048):
+            peers += ["two-matrix-compiled"]
+        if main and not decoding and (shape.keys in (8192, 32768) or shape.keys < 2048):
+            peers += ["flex"]
+    if shape.keys <= 8192 and not decoding:
+        peers += ["reference"]
+    return tuple(peers)
+
+
+def _cpu_peers(shape: Shape, *, main: bool) -> tuple[str, ...]:
+    """Peers on a CPU; arguments as for a GPU."""
+    plain, decoding = len(shape.rule.branches) == 1, shape.queries < shape.keys
+    peers = ["auto", "flash", "reference", "sdpa" if plain else "sdpa:plain"]
     # Seconds a run at the longest length, whatever the window.
-    if not plain and (shape.keys < 8192 or decoding or f"-{MAIN_WINDOW['cpu']}/" in name):
+    if not plain and (shape.keys < 8192 or decoding or main):
         peers += ["two-matrix"]
-    if not plain and not shape.backward and shape.keys == 4096 and name.startswith("rerope"):
+    if main and not decoding and not shape.backward and shape.keys == 4096:
         peers += ["two-matrix-compiled", "flex"]
     return tuple(peers)
