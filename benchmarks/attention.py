@@ -77,7 +77,7 @@ class AttentionWorkload:
 
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
-        self.rotary = RotaryEmbedding(shape.head_dim)
+        self.rotary = RotaryEmbedding(shape.head_dim).to(shape.device)
         self.generator = torch.Generator(device=shape.device).manual_seed(0)
         s = shape
         self.query = self._random(s.heads, s.queries, 1.0)

@@ -7,6 +7,7 @@ and threads which torch makes at its first call count too: the figure is an uppe
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -43,7 +44,14 @@ def in_own_process(
     """
     command = [sys.executable, "-m", "benchmarks.memory", suite, device, case.name, peer]
     command += ["quick"] if quick else []
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
     lines = done.stdout.strip().splitlines()
     if done.returncode != 0 or not lines:
         said = done.stderr.strip().splitlines()

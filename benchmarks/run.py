@@ -60,7 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.run",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
     add("--suite", choices=sorted(SUITES), required=True)
     add("--device", choices=("cpu", "cuda"), required=True)
@@ -69,10 +73,28 @@ def _parser() -> argparse.ArgumentParser:
     add("--list", action="store_true", help="print the cases and their peers, measure nothing")
     add("--quick", action="store_true", help="tiny sizes: shows that everything runs")
     add("--fresh", action="store_true", help="start over instead of continuing the file")
-    add("--seconds", type=float, help="of timing for each case (default: 2 on a GPU, 4 on a CPU)")
-    add("--minutes", type=float, help="begin no case after this long; the next call goes on")
-    add("--threads", type=int, help="torch's threads")
+    add(
+        "--seconds",
+        type=_positive,
+        help="of timing for each case (default: 2 on a GPU, 4 on a CPU)",
+    )
+    add("--minutes", type=_positive, help="begin no case after this long; the next call goes on")
+    add("--threads", type=_count, help="torch's threads on a CPU")
     return parser
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return number
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {text!r}")
+    return number
 
 
 def _matches(name: str, patterns: list[str] | None) -> bool:

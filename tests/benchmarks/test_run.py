@@ -170,6 +170,13 @@ def test_no_case_begins_after_the_minutes_are_over(tmp_path, capsys):
     assert read(out)["results"] == []
 
 
+@pytest.mark.parametrize("option", [("--threads", "0"), ("--seconds", "-1"), ("--minutes", "nan")])
+def test_numbers_that_mean_nothing_are_refused(option, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run.main(arguments(tmp_path / "run.json", *option))
+    assert option[0] in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_starting_over_forgets_what_was_measured(tmp_path):
     out = tmp_path / "run.json"
     assert run.main(arguments(out, *ONE_CASE)) == 0
