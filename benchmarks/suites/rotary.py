@@ -54,8 +54,8 @@ def _case(shape: RotationShape, quick: bool) -> Case:
         peers.append(f"{peers[0]}-in-place")
     peers.append("torch")
     if shape.device == "cuda":
-        peers += ["reference", "torch-compiled", "flash-attn"]
-    elif not quick:
+        peers += ["reference", "flash-attn"]
+    if not quick and shape.length > LENGTHS[shape.device][0]:  # a compilation takes seconds
         peers.append("torch-compiled")
     heads = shape.batch * (shape.heads + shape.kv_heads)
     work = rotary_work(
