@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 import torch
@@ -40,40 +41,91 @@ def operator_arguments(monkeypatch, call):
     return seen[0]
 
 
-@pytest.mark.parametrize("extras", [False, True])
-def test_opcheck(inputs, rule, monkeypatch, extras):
+EXTRAS = {
+    "bare": {},
+    "lengths": {"key_lengths": torch.tensor([9, 7])},
+    "everything": {
+        "sinks": torch.randn(4),
+        "softcap": 3.0,
+        "sliding_window": 6,
+        "log_n": LogN(4),
+        "key_lengths": torch.tensor([9, 7]),
+        "attention_mask": torch.rand(2, 1, 5, 9) < 0.8,
+    },
+}
+
+
+@pytest.mark.opcheck
+@pytest.mark.parametrize("backend", ["reference", "flash"])
+@pytest.mark.parametrize("extras", EXTRAS)
+def test_opcheck(inputs, rule, monkeypatch, extras, backend):
+    if (extras, backend) == ("everything", "flash"):
+        backend = "auto"  # a mask and a softcap are not for it
     tensors = inputs(dtype=torch.float32, queries=5, keys=9).make(grad=True)
-    options = {}
-    if extras:
-        options = {
-            "sinks": torch.randn(4, requires_grad=True),
-            "softcap": 3.0,
-            "sliding_window": 6,
-            "log_n": LogN(4),
-            "key_lengths": torch.tensor([9, 7]),
-            "attention_mask": torch.rand(2, 1, 5, 9) < 0.8,
-        }
+    options = {
+        name: x.clone().requires_grad_() if name == "sinks" else x
+        for name, x in EXTRAS[extras].items()
+    }
     arguments = operator_arguments(
         monkeypatch,
         lambda: rotary_attention(
-            *tensors, rotary=ROTARY, distance=rule[0], backend="reference", **options
+            *tensors, rotary=ROTARY, distance=rule[0], backend=backend, **options
         ),
     )
     torch.library.opcheck(op.rotary_attention_op, arguments)
 
 
-def test_gradcheck(inputs, rule):
+@pytest.mark.opcheck
+@pytest.mark.parametrize("backend", ["reference", "flash"])
+def test_opcheck_of_packed_sequences(inputs, rule, monkeypatch, backend):
+    tensors = inputs(batch=1, dtype=torch.float32, queries=7, keys=9).make(grad=True)
+    places = (torch.tensor(x, dtype=torch.int32) for x in ((0, 3, 3, 7), (0, 4, 6, 9)))
+    arguments = operator_arguments(
+        monkeypatch,
+        lambda: rotary_attention(
+            *tensors, rotary=ROTARY, distance=rule[0], backend=backend,
+            **dict(zip(("cu_seqlens_query", "cu_seqlens_key"), places, strict=True)),
+        ),
+    )  # fmt: skip
+    torch.library.opcheck(op.rotary_attention_op, arguments)
+
+
+@pytest.mark.opcheck
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"softcap": 2.0, "backend": "reference"},
+        {"backend": "reference"},
+        {"backend": "flash"},
+        {"backend": "flash", "return_logsumexp": False},
+    ],
+    ids=str,
+)
+def test_gradcheck(inputs, rule, options):
     sinks = torch.randn(2, dtype=torch.float64, requires_grad=True)
     tensors = inputs(batch=1, heads=2, kv_heads=1, queries=6, keys=8, head_dim=4).make(grad=True)
 
     def function(query, key, value, sinks):
         return rotary_attention(
-            query, key, value,
-            rotary=RotaryEmbedding(4), distance=rule[0], sinks=sinks, softcap=2.0,
-            return_logsumexp=True,
+            query, key, value, rotary=RotaryEmbedding(4), distance=rule[0], sinks=sinks,
+            **{"return_logsumexp": True, **options},
         )  # fmt: skip
 
     torch.autograd.gradcheck(function, (*tensors, sinks))
+
+
+@pytest.mark.opcheck
+def test_gradcheck_of_packed_sequences(inputs, rule):
+    tensors = inputs(batch=1, heads=2, kv_heads=1, queries=7, keys=9, head_dim=4).make(grad=True)
+    places = {
+        "cu_seqlens_query": torch.tensor([0, 3, 7]),
+        "cu_seqlens_key": torch.tensor([0, 5, 9]),
+    }
+
+    def function(*tensors):
+        return rotary_attention(*tensors, rotary=RotaryEmbedding(4), distance=rule[0], **places)
+
+    torch.autograd.gradcheck(function, tensors)
 
 
 def test_gradient_reaches_a_learned_query_scale(inputs):
@@ -264,28 +316,42 @@ import resource, sys, torch
 from ropewalk.blocks.rotary import ReRoPE, RotaryEmbedding
 from ropewalk.kernels.rotary_attention import rotary_attention
 torch.set_num_threads(1)
-length, backward = int(sys.argv[1]), sys.argv[2] == "backward"
-rotary = RotaryEmbedding(16)
+heads, dim, backward = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "backward"
+rotary = RotaryEmbedding(dim)
 def run(n):
-    q, k, v = (torch.randn(1, 1, n, 16, requires_grad=backward) for _ in range(3))
-    out = rotary_attention(q, k, v, rotary=rotary, distance=ReRoPE(window=256))
+    q, k, v = (torch.randn(1, heads, n, dim, requires_grad=backward) for _ in range(3))
+    out = rotary_attention(q, k, v, rotary=rotary, distance=ReRoPE(window=256), backend=sys.argv[4])
     if backward:
         out.sum().backward()
 run(512)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-for n in (length, 2 * length):
+for n in map(int, sys.argv[5:]):
     run(n)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("direction", "length"), [("forward", 8192), ("backward", 4096)])
-def test_memory_grows_linearly(direction, length):
-    """Peak resident memory in a process of its own, in KiB beyond a warm-up."""
-    command = [sys.executable, "-c", PEAK, str(length), direction]
+def peaks(*arguments):
+    """Peak resident memory in a process of its own, in KiB beyond a warm-up, length by length."""
+    command = [sys.executable, "-c", PEAK, *map(str, arguments)]
     run = subprocess.run(command, check=True, capture_output=True, text=True)
-    short, long = map(int, run.stdout.split())
-    matrix = (2 * length) ** 2 * 4 // 1024  # KiB of one head's scores
-    assert long < matrix / 4, f"{long} KiB where a matrix of scores has {matrix}"
-    assert long < 2.5 * short + 8 * 1024, f"{short} KiB, then {long} KiB at twice the length"
+    return list(map(int, run.stdout.split()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_memory_grows_linearly(direction, backend):
+    lengths = (4096, 8192, 16384)
+    found = peaks(1, 16, direction, backend, *lengths)
+    matrix = lengths[-1] ** 2 * 4 // 1024  # KiB of one head's scores
+    assert found[-1] < matrix / 8, f"{found} KiB where a matrix of scores has {matrix}"
+    for short, long in pairwise(found):
+        assert long < 2.5 * short + 8 * 1024, f"{found} KiB at lengths {lengths}"
+
+
+@pytest.mark.slow
+def test_16384_tokens_take_less_than_1500_megabytes():
+    """Eight heads of 64 in float32, forward and backward, inputs and gradients included."""
+    (found,) = peaks(8, 64, "backward", "auto", 16384)
+    assert found < 1.5e9 / 1024
