@@ -241,7 +241,7 @@ def test_random_shapes_in_float32(oracle, inputs, rule, data):
     draw = data.draw
     kv_heads = draw(st.integers(1, 3), "kv_heads")
     keys = draw(st.integers(1, 33), "keys")
-    head_dim = draw(st.sampled_from([2, 6, 10, 16]), "head_dim")
+    head_dim = draw(st.sampled_from([2, 8, 12, 20]), "head_dim")
     shape = inputs(
         batch=draw(st.integers(1, 3), "batch"),
         heads=kv_heads * draw(st.integers(1, 3), "groups"),
@@ -251,17 +251,33 @@ def test_random_shapes_in_float32(oracle, inputs, rule, data):
         head_dim=head_dim,
         seed=draw(st.integers(0, 99), "seed"),
     )
-    rotary = RotaryEmbedding(head_dim, layout=draw(st.sampled_from(["half", "interleaved"])))
+    options = {
+        "rotary": RotaryEmbedding(
+            head_dim,
+            layout=draw(st.sampled_from(["half", "interleaved"]), "layout"),
+            rotary_fraction=draw(st.sampled_from([1.0, 0.5]), "fraction") if head_dim > 2 else 1.0,
+        )
+    }
+    if draw(st.booleans(), "sliding") and rule[0].unit == 1:
+        options["sliding_window"] = draw(st.integers(1, 20), "sliding_window")
+    if draw(st.booleans(), "moved"):
+        start = draw(st.integers(0, 20), "start") * rule[0].unit
+        options["key_positions"] = torch.arange(keys) + start
+        last = draw(st.integers(0, keys - 1), "last query's key")
+        options["query_positions"] = torch.arange(1 - shape.queries, 1) + start + last
     tensors = shape.make(grad=True)
-    exact, exact_lse = oracle(*tensors, rotary=rotary, relative=rule[1])
-    single = [x.detach().float().requires_grad_() for x in tensors]
-    got, lse = rotary_attention(*single, rotary=rotary, distance=rule[0], return_logsumexp=True)
-    torch.testing.assert_close(got.double(), exact, rtol=0, atol=1e-5)
-    torch.testing.assert_close(lse.double(), exact_lse, rtol=0, atol=1e-5)
+    exact, exact_lse = oracle(*tensors, relative=rule[1], **options)
     wanted = torch.autograd.grad(exact.square().sum(), tensors)
-    result = torch.autograd.grad(got.square().sum(), single)
-    for a, b in zip(result, wanted, strict=True):
-        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4)
+    single = [x.detach().float().requires_grad_() for x in tensors]
+    for backend in ("reference", "flash", "auto"):
+        got, lse = rotary_attention(
+            *single, distance=rule[0], return_logsumexp=True, backend=backend, **options
+        )
+        torch.testing.assert_close(got.double(), exact, rtol=0, atol=1e-5)
+        torch.testing.assert_close(lse.double(), exact_lse, rtol=0, atol=1e-5)
+        result = torch.autograd.grad(got.square().sum(), single)
+        for a, b in zip(result, wanted, strict=True):
+            torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4)
 
 
 def test_ragged_schedules_fall_back_to_one_run(oracle, inputs, monkeypatch):
