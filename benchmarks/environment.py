@@ -13,6 +13,7 @@ import torch
 from benchmarks import ROOT
 
 PACKAGES = ("torch", "triton", "flash-attn", "numpy", "einops", "jaxtyping")
+THREAD_VARIABLES = ("OMP_", "GOMP_", "KMP_", "MKL_")
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -22,6 +23,9 @@ def environment(device: str) -> dict[str, Any]:
         "device": _gpu() if device == "cuda" else _processor(),
         "platform": platform.platform(terse=True),
         "threads": torch.get_num_threads(),
+        "thread_variables": {
+            name: value for name, value in os.environ.items() if name.startswith(THREAD_VARIABLES)
+        },
         "load_at_start": load(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "versions": {"python": platform.python_version(), **_versions()},
