@@ -18,6 +18,7 @@ from ropewalk.blocks.rotary import (
     ReRoPE,
     YaRN,
 )
+from ropewalk.kernels.rotary_attention import flash, reference
 from ropewalk.llm import is_plugged, plug, plug_of, trained_length, unplug
 
 PLUGS = {
@@ -250,3 +251,29 @@ def test_numpys_integers_are_lengths(make_model, tokens):
     with plug(model, log_n_length=numpy.int64(5)) as handle:
         assert handle.log_n == LogN(5)
         assert torch.equal(logits(model, tokens), expected)
+
+
+@torch.no_grad()
+def test_unpadded_tokens_take_the_fused_path_in_prefill_and_decoding(
+    make_model, tokens, monkeypatch
+):
+    """Positions that count up are recognised on a CPU; padding takes the general path."""
+    taken = []
+    for module in (flash, reference):
+        forward = module.forward
+
+        def spy(problem, module=module, forward=forward):
+            taken.append(module)
+            return forward(problem)
+
+        monkeypatch.setattr(module, "forward", spy)
+    model = make_model("llama")
+    layers = model.config.num_hidden_layers
+    with plug(model, distance=ReRoPE(window=4)):
+        cache = model(tokens[:, :-1], use_cache=True).past_key_values
+        model(tokens[:, -1:], past_key_values=cache, use_cache=True)
+        assert taken == [flash] * 2 * layers
+        padding = torch.ones_like(tokens)
+        padding[0, :3] = 0
+        model(tokens, attention_mask=padding)
+        assert taken[2 * layers :] == [reference] * layers
