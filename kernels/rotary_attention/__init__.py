@@ -1,17 +1,33 @@
 """Attention of unrotated queries and keys under a rotary embedding and a distance rule.
 
+The call:
     attention.py   the public function: positions, branches, dispatch
     positions.py   where queries and keys are by default
     protocols.py   what a rotary embedding and a distance rule look like to the op
     validation.py  what is refused, and in which words
     op.py          the torch operator: schema, fake tensors, autograd
-    backend.py     which implementation answers
-    schedule.py    which keys a block of queries meets, through which branch
     problem.py     what is asked: tensors, constants and the rotation
+    backend.py     which implementation answers
+    varlen.py      packed sequences and rows of different lengths, one dense problem after another
+
+The equation:
+    reference.py   forward and backward, by blocks of queries
+    schedule.py    which keys a block of queries meets, through which branch
     walk.py        the scores of one tile of queries and keys
     softmax.py     the running softmax that merges tiles
-    reference.py   the equation, forward and backward, by blocks of queries
-    varlen.py      packed sequences, one dense problem after another
+
+Attention that exists:
+    flash.py       near and far attention, merged
+    parts.py       the branches of a rule as ordinary attention
+    turning.py     the rotation in few passes over memory
+    merge.py       attention to disjoint sets of keys, merged by logsumexp
+    library.py     what is asked of a library
+    cpu.py         torch's fused attention for CPUs
+    tiles.py       how windowed attention is cut into its calls
+    cuda.py        flash-attn, and the flash attention inside torch
+
+Kernels:
+    triton/        one kernel for all branches
 
 Example:
     >>> import torch

@@ -22,8 +22,6 @@ from ropewalk.kernels.rotary_attention.problem import Problem
 
 Backend = Literal["auto", "reference", "flash", "triton"]
 
-KERNELS = "ropewalk.kernels.rotary_attention.triton"
-
 
 def check_backend(backend: str) -> None:
     """A name that exists; whether it can run is known when the operator does."""
@@ -45,8 +43,6 @@ def triton_unavailable(query: Tensor) -> str | None:
         return "its kernels compute in float32, got float64; use .float() or another backend"
     if find_spec("triton") is None:
         return "triton is not installed; install ropewalk[gpu]"
-    if find_spec(KERNELS) is None:
-        return "this version has no Triton kernel for rotary attention"
     return None
 
 

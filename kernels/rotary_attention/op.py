@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ropewalk.kernels.autocast import suspended
-from ropewalk.kernels.rotary_attention import validation
+from ropewalk.kernels.rotary_attention import varlen
 from ropewalk.kernels.rotary_attention.backend import implementation
 from ropewalk.kernels.rotary_attention.problem import Problem
 from ropewalk.kernels.rotary_attention.protocols import Layout
@@ -96,18 +96,6 @@ def _problem(
     return problem, backend
 
 
-def _check_lengths(p: Problem) -> None:
-    """Here and not where the user calls, so that compiled code checks too."""
-    if p.query.is_cuda and torch.cuda.is_current_stream_capturing():
-        return  # a CUDA graph cannot read numbers back
-    for name, cu, x in (
-        ("cu_seqlens_query", p.cu_seqlens_query, p.query),
-        ("cu_seqlens_key", p.cu_seqlens_key, p.key),
-    ):
-        if cu is not None:
-            validation.check_packed_values(name, cu, x.shape[2])
-
-
 # The schedule is read back to the host, which a CUDA graph cannot record; the tag keeps compilers
 # from putting the operator into one (transformers' `generate` with a static cache would).
 _TAGS = (torch.Tag.cudagraph_unsafe,)
@@ -122,7 +110,8 @@ _TAGS = (torch.Tag.cudagraph_unsafe,)
 def rotary_attention_op(*arguments: Any) -> tuple[Tensor, Tensor]:
     """Output and logsumexp; see `problem.Problem` for the arguments."""
     problem, backend = _problem(*arguments)
-    _check_lengths(problem)
+    # Here and not where the user calls, so that compiled code checks too.
+    varlen.check_lengths(problem)
     with suspended(problem.query):
         output, logsumexp = implementation(problem, backend).forward(problem)
     # Compilers take the strides that the fake tensors have.

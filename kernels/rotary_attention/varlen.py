@@ -14,10 +14,34 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
+from ropewalk.kernels.rotary_attention import validation
 from ropewalk.kernels.rotary_attention.problem import Problem
 
 Index = tuple[slice, slice, slice]
+
+# Lengths that were found right, with their version and number of tokens: the layers of a model
+# share one tensor, and reading it back makes a GPU wait.
+_checked = WeakIdKeyDictionary()
+
+
+def check_lengths(problem: Problem) -> None:
+    """Refuses cumulative lengths whose numbers are wrong; not while a CUDA graph is captured."""
+    p = problem
+    if p.query.is_cuda and torch.cuda.is_current_stream_capturing():
+        return  # a graph cannot read numbers back
+    for name, cu, x in (
+        ("cu_seqlens_query", p.cu_seqlens_query, p.query),
+        ("cu_seqlens_key", p.cu_seqlens_key, p.key),
+    ):
+        if cu is None:
+            continue
+        known = None if cu.is_inference() else (cu._version, x.shape[2])
+        if known is None or _checked.get(cu) != known:
+            validation.check_packed_values(name, cu, x.shape[2])
+        if known is not None:
+            _checked[cu] = known
 
 
 def is_ragged(problem: Problem) -> bool:

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ropewalk.blocks.rotary import DynamicNTK, LogN, ReRoPE, RotaryEmbedding
-from ropewalk.kernels.rotary_attention import rotary_attention, varlen
+from ropewalk.kernels.rotary_attention import rotary_attention, validation, varlen
 
 ROTARY = RotaryEmbedding(8)
 CPU_BACKENDS = ("auto", "reference", "flash")
@@ -189,6 +189,37 @@ def test_random_lengths_in_float32(inputs, rule, data):
             cu_seqlens_query=places[0], cu_seqlens_key=places[1],
         )  # fmt: skip
         assert_alike(got, expected, tensors, 1e-5)
+
+
+def test_lengths_are_read_once_for_all_layers(inputs, monkeypatch):
+    """And again once they were changed in place, or come with another number of tokens."""
+    read = []
+    check = validation.check_packed_values
+    monkeypatch.setattr(
+        validation, "check_packed_values", lambda *given: read.append(given) or check(*given)
+    )
+    lengths = (5, 14)
+    tensors, places = packed(inputs, lengths, lengths), starts(lengths)
+
+    def call(*tensors):
+        return rotary_attention(
+            *tensors, rotary=ROTARY, distance=ReRoPE(3), cu_seqlens_query=places
+        )
+
+    call(*tensors)
+    first = call(*tensors)
+    assert len(read) == 1
+    places[1] = 7
+    assert not torch.equal(call(*tensors), first)
+    assert len(read) == 2
+    with pytest.raises(ValueError, match="end at the number of tokens, 12, got 19"):
+        call(*(x[:, :, :12] for x in tensors))
+    places[1] = 25
+    with pytest.raises(ValueError, match="25 followed by 19"):
+        call(*tensors)
+    with torch.inference_mode():
+        places = starts(lengths)
+        assert torch.equal(call(*tensors), first)
 
 
 def test_nothing_is_copied(inputs, monkeypatch):
