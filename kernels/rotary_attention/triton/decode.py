@@ -47,27 +47,27 @@ INTERPRETED = Configuration(64, 16, 4, 1, 1)
 
 # By bytes of an element and the width of a head rounded up to a power of two. In flight are
 # `stages` − 1 tiles of keys and of values in each resident: 60 to 130 KiB a multiprocessor, several
-# times the latency of memory times its bandwidth.
+# times the latency of memory times its bandwidth. Proved by test_triton_decode_compile.py.
 CONFIGURATIONS: dict[Chip, dict[tuple[int, int], Configuration]] = {
     "sm_90": {
         (2, 64): Configuration(64, 64, 4, 4, 2),
         (2, 128): Configuration(64, 64, 4, 3, 2),
-        (2, 256): Configuration(32, 32, 4, 3, 2),
+        (2, 256): Configuration(32, 32, 8, 3, 1),
         (4, 64): Configuration(32, 32, 4, 3, 2),
         (4, 128): Configuration(16, 32, 4, 3, 2),
     },
     "sm_80": {
         (2, 64): Configuration(64, 64, 4, 3, 2),
         (2, 128): Configuration(64, 64, 4, 3, 2),
-        (2, 256): Configuration(32, 32, 4, 3, 2),
-        (4, 64): Configuration(32, 32, 4, 3, 2),
+        (2, 256): Configuration(32, 32, 8, 3, 1),
+        (4, 64): Configuration(16, 64, 4, 2, 2),
         (4, 128): Configuration(16, 32, 4, 2, 2),
     },
     "small": {
         (2, 64): Configuration(64, 64, 4, 3, 1),
         (2, 128): Configuration(32, 64, 4, 2, 1),
-        (2, 256): Configuration(16, 32, 4, 2, 1),
-        (4, 64): Configuration(32, 32, 4, 2, 1),
+        (2, 256): Configuration(16, 32, 8, 2, 1),
+        (4, 64): Configuration(16, 64, 4, 2, 1),
         (4, 128): Configuration(16, 32, 4, 2, 1),
     },
 }
@@ -122,6 +122,20 @@ def slots_of(device: torch.device, residents: int) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count * residents
 
 
+def _heavy(problem: Problem) -> bool:
+    """Whether there is so much to decide about a pair that registers do not hold many rows."""
+    p, see = problem, problem.visibility
+    several = p.softcap is not None or see.attention_mask is not None or not p.by_index
+    return several or len(see.edges) > 1
+
+
+def _unit(key: Tensor, value: Tensor) -> int:
+    """Elements in 16 bytes if they divide all strides between keys and between values, else 1."""
+    unit = 16 // key.element_size()
+    strides = (*key.stride()[:3], *value.stride()[:3])
+    return unit if all(stride % unit == 0 for stride in strides) else 1
+
+
 def decode(problem: Problem) -> tuple[Tensor, Tensor]:
     """Output (batch, heads, query, value_dim) and float32 logsumexp (batch, heads, query)."""
     p, how = problem, configuration(problem)
@@ -133,7 +147,7 @@ def decode(problem: Problem) -> tuple[Tensor, Tensor]:
         return output, logsumexp
 
     group_rows = heads // kv_heads * queries
-    rows = min(max(16, triton.next_power_of_2(group_rows)), how.rows)
+    rows = min(max(16, triton.next_power_of_2(group_rows)), 16 if _heavy(p) else how.rows)
     row_blocks = triton.cdiv(group_rows, rows)
     splits = count_splits(
         row_blocks * batch * kv_heads,
@@ -164,6 +178,7 @@ def decode(problem: Problem) -> tuple[Tensor, Tensor]:
         "PAIRS": pairs,
         "PAIR_BLOCK": max(16, triton.next_power_of_2(pairs)),
         "REST_BLOCK": max(16, triton.next_power_of_2(head_dim - 2 * pairs)),
+        "STRIDE_UNIT": _unit(key, shared["value"]),
         "INTERLEAVED": p.layout == "interleaved",
         "ROWS": rows,
         "COLUMNS": how.columns,

@@ -15,7 +15,7 @@ as they lie in the cache, and only the last `window` meet a sine.
 import triton
 import triton.language as tl
 
-from ropewalk.kernels.rotary_attention.triton.decode_tiles import load_query, tile_scores
+from ropewalk.kernels.rotary_attention.triton.decode_tiles import aligned, load_query, tile_scores
 from ropewalk.kernels.rotary_attention.triton.pairs import (
     add_mask,
     cap_scores,
@@ -112,7 +112,7 @@ def decode_kernel(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     CAUSAL: tl.constexpr, SLIDING: tl.constexpr, CAP: tl.constexpr, MASK: tl.constexpr,
     LENGTHS: tl.constexpr, BY_INDEX: tl.constexpr, UNITS: tl.constexpr,
-    UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+    STRIDE_UNIT: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Programs: (blocks of rows, splits, batch · kv_heads); a row is a query of a head of the group.
 
@@ -122,6 +122,7 @@ def decode_kernel(
             the last dimension. An empty split writes only the latter.
         key_angles: positions of the keys in every branch; read only in branches that turn keys.
         RAW: a bit for each branch that does not turn its keys.
+        STRIDE_UNIT: divides all strides of keys and values.
     """
     split = tl.program_id(1)
     splits = tl.num_programs(1)
@@ -152,6 +153,13 @@ def decode_kernel(
     first_block = tl.min(block, 0)
     last_block = tl.max(block, 0)
 
+    # A head of 72 elements is no multiple of 16, which is all that a launch finds out by itself.
+    key_batch = aligned(key_batch, STRIDE_UNIT)
+    key_head = aligned(key_head, STRIDE_UNIT)
+    key_row = aligned(key_row, STRIDE_UNIT)
+    value_batch = aligned(value_batch, STRIDE_UNIT)
+    value_head = aligned(value_head, STRIDE_UNIT)
+    value_row = aligned(value_row, STRIDE_UNIT)
     wide = batch.to(tl.int64)
     key += wide * key_batch + kv_head.to(tl.int64) * key_head
     value += wide * value_batch + kv_head.to(tl.int64) * value_head
@@ -218,7 +226,11 @@ def decode_kernel(
             query + branch * query_branch, query_at, here, (RAW // 2**branch) % 2 == 0,
             HEAD_DIM, HEAD_BLOCK, PAIRS, PAIR_BLOCK, REST_BLOCK, INTERLEAVED, UPCAST,
         )  # fmt: skip
-        for masked in tl.static_range(2):
+        if MASK:
+            # Any pair may be hidden.
+            full_start = stop
+            full_stop = stop
+        for masked in tl.static_range(1 if MASK else 0, 2):
             count = full_stop - full_start
             if masked:
                 count = full_start - start + stop - full_stop

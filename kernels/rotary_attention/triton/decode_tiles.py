@@ -14,6 +14,12 @@ from ropewalk.kernels.rotary_attention.triton.pairs import load_rows, load_tile
 
 
 @triton.jit
+def aligned(stride, UNIT: tl.constexpr):
+    """The stride itself, known to be a multiple of UNIT: the compiler then loads so many at once."""
+    return stride // UNIT * UNIT
+
+
+@triton.jit
 def load_query(
     query, rows, here, TURNED: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_BLOCK: tl.constexpr,
     PAIRS: tl.constexpr, PAIR_BLOCK: tl.constexpr, REST_BLOCK: tl.constexpr,
