@@ -8,7 +8,8 @@ tests/kernels/rotary_attention/test_triton_compile.py proves it for all of them.
     small   everything else (sm_86, sm_89, sm_120), 99 KiB
 
 Tiles shrink as heads grow, because a tile of queries or keys is that wide, and for float32, whose
-elements take twice the room.
+elements take twice the room. *Heavy* problems have a mask, a cap, positions of their own or three
+branches, and need registers for them; all others are light.
 """
 
 import os
@@ -39,61 +40,118 @@ class Configuration(NamedTuple):
 INTERPRETED = Configuration(16, 16, 4, 1)
 """Tiles of Triton's interpreter: small, so that small inputs meet every kind of tile."""
 
-# By the width of a head rounded up to a power of two: 2-byte elements, then 4-byte ones.
-HALF: dict[Chip, dict[Kernel, dict[int, Configuration]]] = {
+# By the width of a head rounded up to a power of two: the light configuration, the heavy one.
+Table = dict[Kernel, dict[int, tuple[Configuration, Configuration]]]
+
+HALF: dict[Chip, Table] = {
     "sm_90": {
         "forward": {
-            64: Configuration(128, 64, 4, 3),
-            128: Configuration(128, 64, 8, 3),
-            256: Configuration(128, 64, 8, 2),
+            64: (Configuration(128, 64, 8, 3), Configuration(128, 32, 8, 3)),
+            128: (Configuration(128, 64, 8, 3), Configuration(128, 32, 8, 3)),
+            256: (Configuration(64, 32, 8, 1), Configuration(64, 32, 8, 1)),
         },
         "query": {
-            64: Configuration(128, 64, 8, 2),
-            128: Configuration(64, 64, 8, 2),
-            256: Configuration(64, 32, 8, 1),
+            64: (Configuration(128, 64, 8, 2), Configuration(128, 64, 8, 2)),
+            128: (Configuration(128, 32, 8, 3), Configuration(128, 32, 8, 2)),
+            256: (Configuration(32, 32, 4, 1), Configuration(32, 32, 4, 1)),
         },
         "key": {
-            64: Configuration(64, 128, 8, 2),
-            128: Configuration(64, 64, 8, 2),
-            256: Configuration(32, 64, 8, 1),
+            64: (Configuration(64, 128, 8, 2), Configuration(32, 128, 8, 2)),
+            128: (Configuration(16, 128, 8, 3), Configuration(16, 128, 8, 2)),
+            256: (Configuration(32, 32, 8, 1), Configuration(32, 32, 8, 1)),
         },
     },
     "sm_80": {
         "forward": {
-            64: Configuration(128, 64, 4, 3),
-            128: Configuration(128, 64, 8, 2),
-            256: Configuration(64, 32, 4, 2),
+            64: (Configuration(128, 128, 8, 2), Configuration(128, 64, 8, 3)),
+            128: (Configuration(64, 64, 4, 3), Configuration(64, 64, 8, 2)),
+            256: (Configuration(64, 64, 8, 2), Configuration(64, 64, 8, 2)),
         },
         "query": {
-            64: Configuration(64, 64, 4, 2),
-            128: Configuration(64, 64, 8, 2),
-            256: Configuration(32, 32, 4, 1),
+            64: (Configuration(128, 64, 8, 2), Configuration(64, 32, 4, 2)),
+            128: (Configuration(64, 64, 8, 2), Configuration(64, 64, 8, 2)),
+            256: (Configuration(64, 64, 8, 1), Configuration(64, 64, 8, 1)),
         },
         "key": {
-            64: Configuration(64, 64, 4, 2),
-            128: Configuration(64, 64, 8, 2),
-            256: Configuration(32, 32, 8, 1),
+            64: (Configuration(32, 128, 8, 2), Configuration(32, 32, 4, 2)),
+            128: (Configuration(64, 64, 8, 2), Configuration(64, 64, 8, 2)),
+            256: (Configuration(32, 32, 8, 1), Configuration(32, 32, 8, 1)),
         },
     },
     "small": {
         "forward": {
-            64: Configuration(64, 64, 4, 2),
-            128: Configuration(64, 32, 4, 2),
-            256: Configuration(32, 32, 4, 1),
+            64: (Configuration(128, 64, 8, 3), Configuration(64, 32, 4, 2)),
+            128: (Configuration(64, 64, 4, 3), Configuration(64, 64, 8, 2)),
+            256: (Configuration(64, 32, 8, 2), Configuration(64, 32, 8, 2)),
         },
         "query": {
-            64: Configuration(64, 32, 4, 2),
-            128: Configuration(32, 32, 4, 2),
-            256: Configuration(32, 16, 4, 1),
+            64: (Configuration(128, 64, 8, 2), Configuration(64, 32, 4, 2)),
+            128: (Configuration(64, 64, 8, 2), Configuration(64, 64, 8, 2)),
+            256: (Configuration(64, 32, 8, 1), Configuration(64, 32, 8, 1)),
         },
         "key": {
-            64: Configuration(32, 64, 4, 2),
-            128: Configuration(32, 32, 4, 2),
-            256: Configuration(16, 32, 4, 1),
+            64: (Configuration(32, 128, 8, 2), Configuration(32, 32, 4, 2)),
+            128: (Configuration(64, 64, 8, 2), Configuration(32, 64, 8, 2)),
+            256: (Configuration(32, 32, 8, 1), Configuration(32, 32, 8, 1)),
         },
     },
 }
-SINGLE = HALF
+"""16-bit elements."""
+
+SINGLE: dict[Chip, dict[Kernel, dict[int, Configuration]]] = {
+    "sm_90": {
+        "forward": {
+            64: Configuration(32, 32, 4, 1),
+            128: Configuration(32, 32, 8, 1),
+            256: Configuration(16, 16, 8, 1),
+        },
+        "query": {
+            64: Configuration(64, 32, 8, 2),
+            128: Configuration(32, 16, 8, 1),
+            256: Configuration(32, 32, 8, 1),
+        },
+        "key": {
+            64: Configuration(32, 32, 8, 1),
+            128: Configuration(16, 32, 8, 1),
+            256: Configuration(16, 16, 8, 1),
+        },
+    },
+    "sm_80": {
+        "forward": {
+            64: Configuration(32, 32, 4, 2),
+            128: Configuration(32, 32, 8, 1),
+            256: Configuration(16, 16, 8, 1),
+        },
+        "query": {
+            64: Configuration(32, 32, 4, 2),
+            128: Configuration(32, 16, 8, 1),
+            256: Configuration(32, 32, 8, 1),
+        },
+        "key": {
+            64: Configuration(16, 32, 4, 1),
+            128: Configuration(64, 32, 8, 1),
+            256: Configuration(16, 32, 8, 1),
+        },
+    },
+    "small": {
+        "forward": {
+            64: Configuration(32, 32, 4, 2),
+            128: Configuration(32, 32, 8, 1),
+            256: Configuration(16, 16, 8, 1),
+        },
+        "query": {
+            64: Configuration(32, 32, 4, 2),
+            128: Configuration(32, 16, 8, 1),
+            256: Configuration(16, 16, 8, 1),
+        },
+        "key": {
+            64: Configuration(32, 32, 8, 1),
+            128: Configuration(16, 32, 8, 1),
+            256: Configuration(16, 16, 8, 1),
+        },
+    },
+}
+"""Float32: light and heavy problems alike."""
 
 
 def interpreted() -> bool:
@@ -115,7 +173,7 @@ def chip(device: torch.device) -> Chip:
 
 
 def configuration(
-    kernel: Kernel, head_dim: int, value_dim: int, itemsize: int, chip: Chip
+    kernel: Kernel, head_dim: int, value_dim: int, itemsize: int, chip: Chip, *, heavy: bool
 ) -> Configuration:
     """The shipped configuration of a kernel.
 
@@ -124,7 +182,9 @@ def configuration(
         head_dim: width of a query or key, `value_dim` of a value.
         itemsize: bytes of an element.
         chip: see the module's docstring.
+        heavy: whether the problem takes more registers than the ordinary one.
     """
     width = max(64, power_of_two(max(head_dim, value_dim)))
-    table = HALF if itemsize == 2 else SINGLE
-    return table[chip][kernel][width]
+    if itemsize == 4:
+        return SINGLE[chip][kernel][width]
+    return HALF[chip][kernel][width][heavy]

@@ -42,9 +42,15 @@ class Geometry:
         return len(self.keys)
 
 
+def aligned(x: Tensor) -> bool:
+    """Whether every row of `x` begins at a multiple of 16 bytes, what a thread loads at once."""
+    strides = (s for s, size in zip(x.stride()[:-1], x.shape[:-1], strict=True) if size > 1)
+    return x.data_ptr() % 16 == 0 and all(s * x.element_size() % 16 == 0 for s in strides)
+
+
 def contiguous_rows(x: Tensor) -> Tensor:
-    """`x` with a contiguous last dimension; a copy only where it has none."""
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+    """`x` with a contiguous last dimension and aligned rows; a copy only where it has not."""
+    return x if x.stride(-1) == 1 and aligned(x) else x.contiguous()
 
 
 def turn_queries(problem: Problem) -> Tensor:
@@ -162,7 +168,8 @@ def geometry(problem: Problem, *, keys: tuple[Tensor, ...] | None = None) -> Geo
         "BY_INDEX": p.by_index,
         "UNITS": see.unit > 1 or _fractional(p),
         "UPCAST": interpreted() and p.query.dtype != torch.float32,
-        "PRECISION": _precision(p.query.dtype),
+        # Products of float32 are computed to float32's accuracy, by three of tensor cores' own.
+        "PRECISION": "tf32x3" if p.query.dtype == torch.float32 else "tf32",
     }
     for branch, key in enumerate(filled):
         arguments[f"key{branch}"] = key
@@ -183,13 +190,6 @@ def geometry(problem: Problem, *, keys: tuple[Tensor, ...] | None = None) -> Geo
         arguments["cu_keys"] = p.cu_seqlens_key.to(torch.int32)
     arguments |= _positions(p)
     return Geometry(p, queries, keys, value, arguments)
-
-
-def _precision(dtype: torch.dtype) -> str:
-    """How float32 products are computed: as torch's own matrix products are asked to."""
-    if dtype != torch.float32 or torch.get_float32_matmul_precision() != "highest":
-        return "tf32"
-    return "tf32x3"
 
 
 def _fractional(problem: Problem) -> bool:

@@ -16,9 +16,11 @@ from ropewalk.kernels.rotary_attention.triton.configurations import (
     interpreted,
     power_of_two,
 )
+from ropewalk.kernels.rotary_attention.triton.decode import decode, suits
 from ropewalk.kernels.rotary_attention.triton.forward import forward_kernel
 from ropewalk.kernels.rotary_attention.triton.geometry import (
     Geometry,
+    aligned,
     contiguous_rows,
     geometry,
     packed_tiles,
@@ -60,8 +62,15 @@ def _configuration(kernel: Kernel, problem: Problem) -> Configuration:
     if interpreted():
         return INTERPRETED
     p = problem
+    see = p.visibility
+    heavy = not p.by_index or p.softcap is not None or see.attention_mask is not None
     return configuration(
-        kernel, p.query.shape[-1], p.value.shape[-1], p.query.element_size(), chip(p.query.device)
+        kernel,
+        p.query.shape[-1],
+        p.value.shape[-1],
+        p.query.element_size(),
+        chip(p.query.device),
+        heavy=heavy or len(see.edges) > 1,
     )
 
 
@@ -87,9 +96,20 @@ def _told(how: Configuration, tiles: Tensor | None) -> dict[str, Any]:
     }
 
 
-def _shared(g: Geometry, ordered: str) -> dict[str, Any]:
-    """The shared arguments; `ordered` names which positions the kernel searches."""
+def _shared(g: Geometry, ordered: str, *others: Tensor) -> dict[str, Any]:
+    """The shared arguments.
+
+    Args:
+        g: the problem's geometry.
+        ordered: which positions the kernel searches.
+        others: tensors that it reads tile by tile besides queries, keys and values.
+    """
     arguments = dict(g.arguments)
+    widest = max(arguments["HEAD_BLOCK"], arguments["VALUE_BLOCK"])
+    if arguments["PRECISION"] == "tf32x3" and widest > 64:
+        # Three parts of such wide tiles fill the registers; the ordinary units do as well.
+        arguments["PRECISION"] = "ieee"
+    arguments["ALIGNED"] = all(map(aligned, (*g.keys, g.queries, g.value, *others)))
     flags = {name: arguments.pop(name) for name in ("keys_ordered", "queries_ordered")}
     return arguments | {"ordered": flags[ordered]}
 
@@ -97,6 +117,8 @@ def _shared(g: Geometry, ordered: str) -> dict[str, Any]:
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     """Output (batch, heads, query, value_dim) and float32 logsumexp (batch, heads, query)."""
     p = problem
+    if suits(p):
+        return decode(p)
     output = p.query.new_empty(*p.query.shape[:-1], p.value.shape[-1])
     logsumexp = p.query.new_empty(p.query.shape[:-1], dtype=torch.float32)
     if logsumexp.numel() == 0:
@@ -166,7 +188,7 @@ def _grad_query(g: Geometry, rows: dict[str, Any]) -> Tensor:
     run(
         query_kernel,
         (*grid, g.branches),
-        **_shared(g, "keys_ordered"),
+        **_shared(g, "keys_ordered", rows["grad_output"]),
         **told,
         **rows,
         grad_query=gradients,
@@ -195,7 +217,7 @@ def _grad_key(g: Geometry, rows: dict[str, Any]) -> tuple[Tensor, Tensor]:
     run(
         key_kernel,
         (blocks, programs, g.branches),
-        **_shared(g, "queries_ordered"),
+        **_shared(g, "queries_ordered", rows["grad_output"]),
         **_told(how, tiles),
         **rows,
         grad_key=grad_keys,
@@ -221,7 +243,7 @@ def splits_heads(problem: Problem, blocks: int) -> bool:
 
 def multiprocessors(device: torch.device) -> int:
     """Streaming multiprocessors of a device; 1 in the interpreter."""
-    if device.type != "cuda":
+    if interpreted():
         return 1
     return torch.cuda.get_device_properties(device).multi_processor_count
 

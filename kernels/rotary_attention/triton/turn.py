@@ -122,7 +122,7 @@ def turn(x: Tensor, turned: Tensor, positions: Tensor, inverse_frequencies: Tens
         return
     pairs = inverse_frequencies.shape[0]
     pair_block = power_of_two(max(pairs, 1))
-    rows = max(8, 2048 // max(pair_block, 16))
+    rows = max(8, 1024 // max(pair_block, 16))
     together = min(HEADS_TOGETHER, heads)
     grid = (-(-length // rows), -(-heads // together), batch)
     kernel: Any = turn_kernel

@@ -1,0 +1,126 @@
+"""Every shipped configuration compiles for its chip, fits its shared memory and spills nothing."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from ropewalk.kernels.rotary_attention.problem import Problem
+from ropewalk.kernels.rotary_attention.schedule import Visibility
+
+pytest.importorskip("triton")
+
+from ropewalk.kernels.rotary_attention.triton import launch
+
+pytestmark = pytest.mark.compile
+
+TOKENS, HEADS, KV_HEADS = 4096, 32, 8
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    # What a configuration must bear: everything at once that its row of the table allows.
+    "light": {"branches": 2, "sliding_window": 4096, "packed": True, "sinks": True},
+    "heavy": {
+        "branches": 3,
+        "unit": 64,
+        "sliding_window": 4096,
+        "by_index": False,
+        "softcap": 30.0,
+        "sinks": True,
+        "key_lengths": True,
+        "mask": True,
+    },
+}
+SHAPES = [
+    *((torch.bfloat16, width, name) for width in (64, 128, 256) for name in VARIANTS),
+    *((torch.float32, width, name) for width in (64, 128, 256) for name in VARIANTS),
+    *((torch.bfloat16, width, "light") for width in (32, 72, 80, 96)),
+    (torch.float16, 128, "light"),
+]
+
+
+def problem(
+    dtype: torch.dtype,
+    head_dim: int,
+    *,
+    branches: int = 1,
+    unit: int = 1,
+    sliding_window: int | None = None,
+    packed: bool = False,
+    sinks: bool = False,
+    by_index: bool = True,
+    softcap: float | None = None,
+    key_lengths: bool = False,
+    mask: bool = False,
+) -> Problem:
+    """A problem without numbers: nothing is run."""
+
+    def empty(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    index = empty(1, TOKENS, dtype=torch.int64)
+    angles = empty(branches, 1, TOKENS, dtype=torch.float32)
+    cu = empty(5, dtype=torch.int32) if packed else None
+    return Problem(
+        query=empty(1, HEADS, TOKENS, head_dim),
+        key=empty(1, KV_HEADS, TOKENS, head_dim),
+        value=empty(1, KV_HEADS, TOKENS, head_dim),
+        inverse_frequencies=empty(head_dim // 2, dtype=torch.float32),
+        attention_factor=empty(dtype=torch.float32),
+        query_angles=angles,
+        key_angles=angles,
+        query_factor=None,
+        sinks=empty(HEADS) if sinks else None,
+        layout="half",
+        scale=head_dim**-0.5,
+        softcap=softcap,
+        key_copies=((0,), (0, -1), (0, 0, 0))[branches - 1],
+        visibility=Visibility(
+            query_positions=index,
+            key_positions=index,
+            edges=((), (1024,), (1, 2))[branches - 1],
+            unit=unit,
+            causal=True,
+            sliding_window=sliding_window,
+            key_lengths=empty(1, dtype=torch.int32) if key_lengths else None,
+            attention_mask=empty(1, 1, TOKENS, TOKENS) if mask else None,
+        ),
+        deterministic=True,
+        by_index=by_index,
+        cu_seqlens_query=cu,
+        cu_seqlens_key=cu,
+    )
+
+
+def backward(p: Problem) -> None:
+    output = torch.empty_like(p.query)
+    statistics = torch.empty(p.query.shape[:-1], device="meta")
+    launch.backward(p, output, statistics, output, statistics)
+
+
+@pytest.mark.parametrize("direction", [launch.forward, backward], ids=["forward", "backward"])
+@pytest.mark.parametrize(("dtype", "head_dim", "variant"), SHAPES, ids=str)
+def test_fits_and_spills_nothing(
+    dtype: torch.dtype,
+    head_dim: int,
+    variant: str,
+    direction: Callable[[Problem], Any],
+    arch: int,
+    compile_launches: Callable[..., list[Any]],
+) -> None:
+    for compiled in compile_launches(
+        direction, problem(dtype, head_dim, **VARIANTS[variant]), arch=arch
+    ):
+        compiled.check()
+
+
+def test_heads_of_a_group_apart(arch: int, compile_launches: Callable[..., list[Any]]) -> None:
+    """The atomic form of the backward, which a single short sequence takes."""
+    p = problem(torch.bfloat16, 128, branches=2)
+    short = {name: getattr(p, name)[:, :, :256] for name in ("query", "key", "value")}
+    angles = {name: getattr(p, name)[..., :256] for name in ("query_angles", "key_angles")}
+    changed = {**vars(p), **short, **angles, "deterministic": False}
+    kernels = compile_launches(backward, Problem(**changed), arch=arch)
+    assert any(compiled.constexprs.get("SPLIT") for compiled in kernels)
+    for compiled in kernels:
+        compiled.check()
