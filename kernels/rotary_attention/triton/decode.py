@@ -4,14 +4,18 @@ How many programs share a row's keys depends on the sizes of the tensors only, n
 lie on the device: the kernels find out there how long a row is, and shares without keys are cheap.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from ropewalk.kernels.rotary_attention.problem import Problem
-from ropewalk.kernels.rotary_attention.triton.configurations import Chip, chip, interpreted
+from ropewalk.kernels.rotary_attention.triton.configurations import (
+    Chip,
+    chip,
+    interpreted,
+    power_of_two,
+)
 from ropewalk.kernels.rotary_attention.triton.decode_kernels import decode_kernel, merge_kernel
 from ropewalk.kernels.rotary_attention.triton.geometry import contiguous_rows, geometry
 
@@ -73,11 +77,15 @@ CONFIGURATIONS: dict[Chip, dict[tuple[int, int], Configuration]] = {
 }
 
 
+def _ceil_divide(count: int, size: int) -> int:
+    return -(-count // size)
+
+
 def _shape(problem: Problem) -> tuple[int, int]:
     """What a configuration is looked up by."""
     p = problem
     widest = max(p.query.shape[-1], p.value.shape[-1])
-    return p.query.element_size(), max(64, triton.next_power_of_2(widest))
+    return p.query.element_size(), max(64, power_of_two(widest))
 
 
 def configuration(problem: Problem) -> Configuration:
@@ -110,7 +118,7 @@ def count_splits(programs: int, tiles: int, slots: int) -> int:
         slots: programs that run at a time.
     """
     most = max(1, min(tiles // LEAST_TILES, slots))
-    busy = [n * programs / (triton.cdiv(n * programs, slots) * slots) for n in range(1, most + 1)]
+    busy = [n * programs / (_ceil_divide(n * programs, slots) * slots) for n in range(1, most + 1)]
     enough = 0.95 * max(busy)
     return next(n for n, share in enumerate(busy, 1) if share >= enough)
 
@@ -147,11 +155,11 @@ def decode(problem: Problem) -> tuple[Tensor, Tensor]:
         return output, logsumexp
 
     group_rows = heads // kv_heads * queries
-    rows = min(max(16, triton.next_power_of_2(group_rows)), 16 if _heavy(p) else how.rows)
-    row_blocks = triton.cdiv(group_rows, rows)
+    rows = min(max(16, power_of_two(group_rows)), 16 if _heavy(p) else how.rows)
+    row_blocks = _ceil_divide(group_rows, rows)
     splits = count_splits(
         row_blocks * batch * kv_heads,
-        triton.cdiv(keys, how.columns),
+        _ceil_divide(keys, how.columns),
         slots_of(p.query.device, how.residents),
     )
     partial = output.new_empty((splits, *output.shape), dtype=torch.float32)
@@ -176,8 +184,8 @@ def decode(problem: Problem) -> tuple[Tensor, Tensor]:
         "ordered": shared["keys_ordered"],
         "RAW": sum(2**branch for branch, is_raw in enumerate(raw) if is_raw),
         "PAIRS": pairs,
-        "PAIR_BLOCK": max(16, triton.next_power_of_2(pairs)),
-        "REST_BLOCK": max(16, triton.next_power_of_2(head_dim - 2 * pairs)),
+        "PAIR_BLOCK": max(16, power_of_two(pairs)),
+        "REST_BLOCK": max(16, power_of_two(head_dim - 2 * pairs)),
         "STRIDE_UNIT": _unit(key, shared["value"]),
         "INTERLEAVED": p.layout == "interleaved",
         "ROWS": rows,
@@ -185,8 +193,11 @@ def decode(problem: Problem) -> tuple[Tensor, Tensor]:
     }
     arguments = {name: (shared | told)[name] for name in decode_kernel.arg_names}
     grid = row_blocks, splits, batch * kv_heads
-    decode_kernel[grid](**arguments, num_warps=how.warps, num_stages=how.stages)
-    merge_kernel[(logsumexp.numel(),)](
+    # Type checkers cannot read a kernel's compile-time arguments.
+    read_cache: Any = decode_kernel
+    merge: Any = merge_kernel
+    read_cache[grid](**arguments, num_warps=how.warps, num_stages=how.stages)
+    merge[(logsumexp.numel(),)](
         partial, partial_lse, p.sinks, output, logsumexp, logsumexp.numel(), splits, heads, queries,
         VALUE_DIM=value_dim, VALUE_BLOCK=shared["VALUE_BLOCK"], SPLITS=MERGED_TOGETHER,
         SINKS=p.sinks is not None, num_warps=4,

@@ -12,6 +12,8 @@ never written, and only in branches that turn them: under ReRoPE the far keys go
 as they lie in the cache, and only the last `window` meet a sine.
 """
 
+# Triton reads a kernel's tuples, whose types a checker cannot infer.
+# pyright: reportGeneralTypeIssues=false
 import triton
 import triton.language as tl
 
@@ -89,7 +91,7 @@ def attend_tiles(
         maximum = higher
         value_tile = load_tile(
             value, column, value_row, value_dims, there,
-            VALUE_DIM, COLUMNS, VALUE_BLOCK, MASKED, UPCAST,
+            VALUE_DIM, COLUMNS, VALUE_BLOCK, MASKED, False, UPCAST,
         )  # fmt: skip
         accumulator = tl.dot(
             weights.to(value_tile.dtype), value_tile, accumulator, input_precision=PRECISION
@@ -114,7 +116,7 @@ def decode_kernel(
     LENGTHS: tl.constexpr, BY_INDEX: tl.constexpr, UNITS: tl.constexpr,
     STRIDE_UNIT: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Programs: (blocks of rows, splits, batch · kv_heads); a row is a query of a head of the group.
+    """Programs: (blocks of rows, splits, batch · kv_heads); a row is a query of one of the heads.
 
     Besides `geometry.Geometry`:
         query: at the positions of every branch; `key` unrotated.

@@ -1,11 +1,13 @@
 """Scores of one tile of cached keys, rotated in registers on the way from memory to the product.
 
-    ⟨R^p q, R^j k⟩ = Σ_pairs q_a (k_a cos jθ − k_b sin jθ) + q_b (k_b cos jθ + k_a sin jθ) + Σ_rest q k
+    ⟨q, R^j k⟩ = Σ_pairs q_a (k_a cos jθ − k_b sin jθ) + q_b (k_b cos jθ + k_a sin jθ) + Σ_rest q k
 
 The two halves of the pairs are two tiles of half the width, each with its own product, so that no
 value has to cross to another thread; dimensions that a partial rotary leaves alone are a third.
 """
 
+# Triton reads a kernel's tuples, whose types a checker cannot infer.
+# pyright: reportGeneralTypeIssues=false
 import triton
 import triton.language as tl
 
@@ -15,7 +17,7 @@ from ropewalk.kernels.rotary_attention.triton.pairs import load_rows, load_tile
 
 @triton.jit
 def aligned(stride, UNIT: tl.constexpr):
-    """The stride itself, known to be a multiple of UNIT: the compiler then loads so many at once."""
+    """The stride itself, which the compiler then knows to be a multiple of UNIT."""
     return stride // UNIT * UNIT
 
 
@@ -65,16 +67,26 @@ def load_pairs(
         # Neighbours in memory are read together and parted in registers.
         both = load_tile(
             key, column, row, tl.arange(0, 2 * PAIR_BLOCK), there,
-            2 * PAIRS, COLUMNS, 2 * PAIR_BLOCK, CHECKED, UPCAST,
+            2 * PAIRS, COLUMNS, 2 * PAIR_BLOCK, CHECKED, False, UPCAST,
         )  # fmt: skip
         first, second = tl.split(tl.reshape(both, [COLUMNS, PAIR_BLOCK, 2]))
     else:
         pairs = tl.arange(0, PAIR_BLOCK)
         first = load_tile(
-            key, column, row, pairs, there, PAIRS, COLUMNS, PAIR_BLOCK, CHECKED, UPCAST
+            key, column, row, pairs, there, PAIRS, COLUMNS, PAIR_BLOCK, CHECKED, False, UPCAST
         )
         second = load_tile(
-            key + PAIRS, column, row, pairs, there, PAIRS, COLUMNS, PAIR_BLOCK, CHECKED, UPCAST
+            key + PAIRS,
+            column,
+            row,
+            pairs,
+            there,
+            PAIRS,
+            COLUMNS,
+            PAIR_BLOCK,
+            CHECKED,
+            False,
+            UPCAST,
         )
     return first, second
 
@@ -112,13 +124,13 @@ def tile_scores(
         if HEAD_DIM > 2 * PAIRS:
             rest = load_tile(
                 key + 2 * PAIRS, column, key_row, tl.arange(0, REST_BLOCK), there,
-                HEAD_DIM - 2 * PAIRS, COLUMNS, REST_BLOCK, CHECKED, UPCAST,
+                HEAD_DIM - 2 * PAIRS, COLUMNS, REST_BLOCK, CHECKED, False, UPCAST,
             )  # fmt: skip
             scores = tl.dot(query_rest, tl.trans(rest), scores, input_precision=PRECISION)
     else:
         tile = load_tile(
             key, column, key_row, tl.arange(0, HEAD_BLOCK), there,
-            HEAD_DIM, COLUMNS, HEAD_BLOCK, CHECKED, UPCAST,
+            HEAD_DIM, COLUMNS, HEAD_BLOCK, CHECKED, False, UPCAST,
         )  # fmt: skip
         scores = tl.dot(query_a, tl.trans(tile), input_precision=PRECISION)
     return scores
