@@ -93,9 +93,13 @@ def rotary_attention(
         deterministic: whether gradients are the same at every run. By default as
             `torch.are_deterministic_algorithms_enabled()` says. On a CPU they always are.
         return_logsumexp: also return the softmax's normaliser.
-        backend: which implementation computes: "auto" takes the fastest that can. The plain rule
-            without options that need more then runs as torch's fused attention of rotated
-            tensors. See `backend` for the others.
+        backend: who computes. "reference" is the equation in torch. "flash" is attention that
+            exists, near and far merged: torch's fused attention on a CPU, flash-attn or torch's
+            flash attention on a GPU. "triton" is one kernel for all branches, on a GPU or in
+            Triton's interpreter. "auto" takes the fastest that can: on a GPU triton, flash,
+            reference in this order, on a CPU flash or reference. The plain rule, asked for nothing
+            that `F.scaled_dot_product_attention` does not give, is that function of rotated
+            tensors under "auto", on every device: nothing is faster there.
 
     Returns:
         Output (batch, heads, query, value_dim) in the query's dtype; with `return_logsumexp` also

@@ -77,10 +77,11 @@ def tiles(
     block = min(max(window, low), high) if backward else FORWARD_BLOCK
     block = window if cut is _triangles else block
     whole = (queries - head) // block
-    for start, size, blocks in ((head, block, whole), (head + whole * block, None, 1)):
-        size = queries - start if size is None else size
-        if size and blocks:
-            yield from cut(start, offset, size, blocks, window)
+    rest = head + whole * block
+    if whole:
+        yield from cut(head, offset, block, whole, window)
+    if rest < queries:
+        yield from cut(rest, offset, queries - rest, 1, window)
 
 
 def _masked(start: int, offset: int, block: int, blocks: int, window: int) -> Iterator[Tile]:
