@@ -137,7 +137,7 @@ def _goals(content: dict[str, Any]) -> Figure:
         axes.text(share, row, f" {goal['value']:g}{goal['unit']}", va="center", fontsize="small")
     axes.axvline(1, color="black", linewidth=1)
     axes.set_yticks(range(len(goals)), [goal["name"] for goal in reversed(goals)], fontsize="small")
-    axes.set_xlabel("value over target, more is better; the line is the goal")
+    axes.set_xlabel("how far beyond the target (the line): right of it is reached")
     axes.margins(x=0.12)
     figure.suptitle(f"goals of {content['suite']} · {content['device_name']}")
     return figure
