@@ -126,8 +126,10 @@ def attend_branch(
         EDGES, EDGES, CAUSAL, SLIDING, BY_INDEX, COLUMNS,
     )  # fmt: skip
     dims = tl.arange(0, HEAD_BLOCK)
+    # The number of a branch times its stride may not fit 32 bits.
+    query += (tl.full([], 0, tl.int64) + branch) * query_branch
     turned = load_tile(
-        query + branch * query_branch, block_start, query_row, dims, here,
+        query, block_start, query_row, dims, here,
         HEAD_DIM, ROWS, HEAD_BLOCK, True, ALIGNED, UPCAST,
     )  # fmt: skip
     for masked in tl.static_range(2):

@@ -156,6 +156,7 @@ def key_kernel(
     value_sum = tl.zeros([COLUMNS, VALUE_BLOCK], tl.float32)
 
     branch = tl.program_id(2)
+    wide_branch = branch.to(tl.int64)
     EDGES: tl.constexpr = BRANCHES > 1
     lower, upper = edges_of_branch(branch, edge1, edge2, BRANCHES)
     key, key_row = keys_of_branch(
@@ -182,7 +183,7 @@ def key_kernel(
         if masked:
             count = full_start - start + stop - full_stop
         accumulator, value_sum = key_tiles(
-            accumulator, value_sum, keys_tile, values_tile, query + branch * query_branch,
+            accumulator, value_sum, keys_tile, values_tile, query + wide_branch * query_branch,
             grad_output, logsumexp, delta, mask, columns, there, place, block,
             wide, head_start, heads_here, length, query_start, rows_here,
             query_positions, query_blocks, query_head, query_row, mask_head, mask_row,
@@ -197,9 +198,9 @@ def key_kernel(
     value_sum = tl.where(there[:, None], value_sum, 0.0)
     at = (wide * kv_heads + kv_head) * keys + key_start + columns
     stored = columns < keys_here
-    key_target = grad_key + branch * gradient_branch + at[:, None] * HEAD_DIM + dims[None, :]
+    key_target = grad_key + wide_branch * gradient_branch + at[:, None] * HEAD_DIM + dims[None, :]
     key_inside = stored[:, None] & (dims < HEAD_DIM)[None, :]
-    value_target = grad_value + branch * value_branch + at[:, None] * VALUE_DIM
+    value_target = grad_value + wide_branch * value_branch + at[:, None] * VALUE_DIM
     value_target += value_dims[None, :]
     value_inside = stored[:, None] & (value_dims < VALUE_DIM)[None, :]
     if SPLIT:

@@ -130,6 +130,7 @@ def query_kernel(
     )  # fmt: skip
 
     branch = tl.program_id(2)
+    wide_branch = branch.to(tl.int64)
     EDGES: tl.constexpr = BRANCHES > 1
     lower, upper = edges_of_branch(branch, edge1, edge2, BRANCHES)
     key, key_row = keys_of_branch(
@@ -142,7 +143,7 @@ def query_kernel(
         ordered, steps, EDGES, EDGES, CAUSAL, SLIDING, BY_INDEX, COLUMNS,
     )  # fmt: skip
     turned = load_tile(
-        query + branch * query_branch, block_start, query_row, dims, here,
+        query + wide_branch * query_branch, block_start, query_row, dims, here,
         HEAD_DIM, ROWS, HEAD_BLOCK, True, ALIGNED, UPCAST,
     )  # fmt: skip
     accumulator = tl.zeros([ROWS, HEAD_BLOCK], tl.float32)
@@ -160,7 +161,7 @@ def query_kernel(
         )  # fmt: skip
     at = first_row + block_start + tl.arange(0, ROWS)
     tl.store(
-        grad_query + branch * gradient_branch + at[:, None] * HEAD_DIM + dims[None, :],
+        grad_query + wide_branch * gradient_branch + at[:, None] * HEAD_DIM + dims[None, :],
         (accumulator * scale).to(grad_query.dtype.element_ty),
         mask=here[:, None] & (dims < HEAD_DIM)[None, :],
     )

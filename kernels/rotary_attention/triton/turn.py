@@ -5,8 +5,7 @@
 
 λ is a factor for each row (log n scaling), and the rotated dimensions are multiplied by another
 factor. Angles are computed here from positions and inverse frequencies, so that no table of cosines
-is written or read; a program serves several heads with the same angles. One read and one write
-per branch of each tensor, which is linear in the length where the attention is quadratic.
+is written or read. All of it is linear in the length, where the attention is quadratic.
 """
 
 # pyright: reportGeneralTypeIssues=false
@@ -26,6 +25,40 @@ HEADS_TOGETHER = 4
 
 
 @triton.jit
+def turning(
+    positions, branch, position_branch, position_batch, inverse_frequencies, factor, row_factor,
+    row_batch, batch, rows, here, PAIRS: tl.constexpr, PAIR_BLOCK: tl.constexpr,
+    FACTOR: tl.constexpr, ROW_FACTOR: tl.constexpr,
+):  # fmt: skip
+    """(sin, cos, λ) of a block of rows in a branch; sin and cos with both factors."""
+    pairs = tl.arange(0, PAIR_BLOCK)
+    frequencies = tl.load(inverse_frequencies + pairs, mask=pairs < PAIRS, other=0.0)
+    place = tl.load(
+        positions + branch * position_branch + batch * position_batch + rows, mask=here, other=0.0
+    )
+    sine, cosine = sine_cosine(place[:, None] * frequencies[None, :])
+    scale = tl.full([1, 1], 1.0, tl.float32)
+    if ROW_FACTOR:
+        scale = tl.load(row_factor + batch * row_batch + rows, mask=here, other=0.0)[:, None]
+    magnitude = scale * tl.load(factor) if FACTOR else scale
+    return sine * magnitude, cosine * magnitude, scale
+
+
+@triton.jit
+def columns_of(
+    here, HEAD_DIM: tl.constexpr, PAIRS: tl.constexpr, PAIR_BLOCK: tl.constexpr,
+    REST_BLOCK: tl.constexpr, INTERLEAVED: tl.constexpr,
+):  # fmt: skip
+    """Dimensions of the first and second of each pair and of the rest, and which exist."""
+    pairs = tl.arange(0, PAIR_BLOCK)
+    inside = here[:, None] & (pairs < PAIRS)[None, :]
+    first = 2 * pairs[None, :] if INTERLEAVED else pairs[None, :]
+    second = first + 1 if INTERLEAVED else first + PAIRS
+    rest = 2 * PAIRS + tl.arange(0, REST_BLOCK)[None, :]
+    return first, second, inside, rest, here[:, None] & (rest < HEAD_DIM)
+
+
+@triton.jit
 def turn_kernel(
     x, turned, positions, inverse_frequencies, factor, row_factor,
     x_batch, x_head, x_row, turned_branch, turned_batch, turned_head, turned_row,
@@ -33,73 +66,77 @@ def turn_kernel(
     BRANCHES: tl.constexpr, HEAD_DIM: tl.constexpr, PAIRS: tl.constexpr,
     PAIR_BLOCK: tl.constexpr, REST_BLOCK: tl.constexpr, ROWS: tl.constexpr,
     HEADS: tl.constexpr, INTERLEAVED: tl.constexpr, FACTOR: tl.constexpr,
-    ROW_FACTOR: tl.constexpr, BACK: tl.constexpr,
+    ROW_FACTOR: tl.constexpr,
 ):  # fmt: skip
-    """Programs: (blocks of rows, groups of heads, batch).
-
-    x is (batch, heads, length, HEAD_DIM), and with BACK the sum over the branches; `turned` is
-    (branches, batch, heads, length, HEAD_DIM); the last dimension of both is contiguous.
-    """
+    """Programs: (blocks of rows, groups of heads, batch). A group shares the angles of a branch."""
     batch = tl.program_id(2).to(tl.int64)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     here = rows < length
-    pairs = tl.arange(0, PAIR_BLOCK)
-    inside = here[:, None] & (pairs < PAIRS)[None, :]
-    if INTERLEAVED:
-        first = 2 * pairs[None, :]
-        second = first + 1
-    else:
-        first = pairs[None, :]
-        second = first + PAIRS
-    rest = 2 * PAIRS + tl.arange(0, REST_BLOCK)[None, :]
-    beside = here[:, None] & (rest < HEAD_DIM)
-    frequencies = tl.load(inverse_frequencies + pairs, mask=pairs < PAIRS, other=0.0)
-    wide = rows.to(tl.int64)[:, None]
-    scale = 1.0
-    if ROW_FACTOR:
-        scale = tl.load(row_factor + batch * row_batch + rows, mask=here, other=0.0)[:, None]
-    magnitude = scale
-    if FACTOR:
-        magnitude = scale * tl.load(factor)
-    for index in range(0, HEADS):
-        head = tl.program_id(1) * HEADS + index
-        if head < heads:
-            x_at = x + batch * x_batch + head.to(tl.int64) * x_head + wide * x_row
-            turned_at = turned + batch * turned_batch + head.to(tl.int64) * turned_head
-            turned_at += wide * turned_row
-            a_sum = tl.zeros([ROWS, PAIR_BLOCK], tl.float32)
-            b_sum = tl.zeros([ROWS, PAIR_BLOCK], tl.float32)
-            rest_sum = tl.zeros([ROWS, REST_BLOCK], tl.float32)
-            if not BACK:
+    first, second, inside, rest, beside = columns_of(
+        here, HEAD_DIM, PAIRS, PAIR_BLOCK, REST_BLOCK, INTERLEAVED
+    )
+    dtype = turned.dtype.element_ty
+    for branch in range(0, BRANCHES):
+        sine, cosine, scale = turning(
+            positions, branch, position_branch, position_batch, inverse_frequencies, factor,
+            row_factor, row_batch, batch, rows, here, PAIRS, PAIR_BLOCK, FACTOR, ROW_FACTOR,
+        )  # fmt: skip
+        for index in range(0, HEADS):
+            head = (tl.program_id(1) * HEADS + index).to(tl.int64)
+            if head < heads:
+                x_at = x + batch * x_batch + head * x_head + rows.to(tl.int64)[:, None] * x_row
                 a = tl.load(x_at + first, mask=inside, other=0.0).to(tl.float32)
                 b = tl.load(x_at + second, mask=inside, other=0.0).to(tl.float32)
                 kept = tl.load(x_at + rest, mask=beside, other=0.0).to(tl.float32)
-            for branch in tl.static_range(BRANCHES):
-                place = tl.load(
-                    positions + branch * position_branch + batch * position_batch + rows,
-                    mask=here, other=0.0,
-                )  # fmt: skip
-                sine, cosine = sine_cosine(place[:, None] * frequencies[None, :])
-                sine = sine * magnitude
-                cosine = cosine * magnitude
-                at = turned_at + branch * turned_branch
-                if BACK:
-                    a = tl.load(at + first, mask=inside, other=0.0).to(tl.float32)
-                    b = tl.load(at + second, mask=inside, other=0.0).to(tl.float32)
-                    kept = tl.load(at + rest, mask=beside, other=0.0).to(tl.float32)
-                    a_sum += a * cosine + b * sine
-                    b_sum += b * cosine - a * sine
-                    rest_sum += kept * scale
-                else:
-                    dtype = turned.dtype.element_ty
-                    tl.store(at + first, (a * cosine - b * sine).to(dtype), mask=inside)
-                    tl.store(at + second, (b * cosine + a * sine).to(dtype), mask=inside)
-                    tl.store(at + rest, (kept * scale).to(dtype), mask=beside)
-            if BACK:
-                dtype = x.dtype.element_ty
-                tl.store(x_at + first, a_sum.to(dtype), mask=inside)
-                tl.store(x_at + second, b_sum.to(dtype), mask=inside)
-                tl.store(x_at + rest, rest_sum.to(dtype), mask=beside)
+                at = turned + batch * turned_batch + head * turned_head
+                at += rows.to(tl.int64)[:, None] * turned_row
+                tl.store(at + first, (a * cosine - b * sine).to(dtype), mask=inside)
+                tl.store(at + second, (b * cosine + a * sine).to(dtype), mask=inside)
+                tl.store(at + rest, (kept * scale).to(dtype), mask=beside)
+        # Step by step, because the number of a branch times its stride may not fit 32 bits.
+        turned += turned_branch
+
+
+@triton.jit
+def turn_back_kernel(
+    x, turned, positions, inverse_frequencies, factor, row_factor,
+    x_batch, x_head, x_row, turned_branch, turned_batch, turned_head, turned_row,
+    position_branch, position_batch, row_batch, heads, length,
+    BRANCHES: tl.constexpr, HEAD_DIM: tl.constexpr, PAIRS: tl.constexpr,
+    PAIR_BLOCK: tl.constexpr, REST_BLOCK: tl.constexpr, ROWS: tl.constexpr,
+    HEADS: tl.constexpr, INTERLEAVED: tl.constexpr, FACTOR: tl.constexpr,
+    ROW_FACTOR: tl.constexpr,
+):  # fmt: skip
+    """Programs: (blocks of rows, groups of heads, batch); HEADS is 1. Sums over the branches."""
+    batch = tl.program_id(2).to(tl.int64)
+    head = (tl.program_id(1) * HEADS).to(tl.int64)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    here = rows < length
+    first, second, inside, rest, beside = columns_of(
+        here, HEAD_DIM, PAIRS, PAIR_BLOCK, REST_BLOCK, INTERLEAVED
+    )
+    a_sum = tl.zeros([ROWS, PAIR_BLOCK], tl.float32)
+    b_sum = tl.zeros([ROWS, PAIR_BLOCK], tl.float32)
+    rest_sum = tl.zeros([ROWS, REST_BLOCK], tl.float32)
+    at = turned + batch * turned_batch + head * turned_head
+    at += rows.to(tl.int64)[:, None] * turned_row
+    for branch in range(0, BRANCHES):
+        sine, cosine, scale = turning(
+            positions, branch, position_branch, position_batch, inverse_frequencies, factor,
+            row_factor, row_batch, batch, rows, here, PAIRS, PAIR_BLOCK, FACTOR, ROW_FACTOR,
+        )  # fmt: skip
+        a = tl.load(at + first, mask=inside, other=0.0).to(tl.float32)
+        b = tl.load(at + second, mask=inside, other=0.0).to(tl.float32)
+        kept = tl.load(at + rest, mask=beside, other=0.0).to(tl.float32)
+        a_sum += a * cosine + b * sine
+        b_sum += b * cosine - a * sine
+        rest_sum += kept * scale
+        at += turned_branch
+    dtype = x.dtype.element_ty
+    x_at = x + batch * x_batch + head * x_head + rows.to(tl.int64)[:, None] * x_row
+    tl.store(x_at + first, a_sum.to(dtype), mask=inside)
+    tl.store(x_at + second, b_sum.to(dtype), mask=inside)
+    tl.store(x_at + rest, rest_sum.to(dtype), mask=beside)
 
 
 def turn(x: Tensor, turned: Tensor, positions: Tensor, inverse_frequencies: Tensor,
@@ -123,9 +160,9 @@ def turn(x: Tensor, turned: Tensor, positions: Tensor, inverse_frequencies: Tens
     pairs = inverse_frequencies.shape[0]
     pair_block = power_of_two(max(pairs, 1))
     rows = max(8, 1024 // max(pair_block, 16))
-    together = min(HEADS_TOGETHER, heads)
+    together = 1 if back else min(HEADS_TOGETHER, heads)
     grid = (-(-length // rows), -(-heads // together), batch)
-    kernel: Any = turn_kernel
+    kernel: Any = turn_back_kernel if back else turn_kernel
     kernel[grid](
         x, turned, positions, inverse_frequencies, factor, row_factor,
         x.stride(0), x.stride(1), x.stride(2),
@@ -136,7 +173,7 @@ def turn(x: Tensor, turned: Tensor, positions: Tensor, inverse_frequencies: Tens
         BRANCHES=turned.shape[0], HEAD_DIM=head_dim, PAIRS=pairs, PAIR_BLOCK=pair_block,
         REST_BLOCK=power_of_two(max(head_dim - 2 * pairs, 1)), ROWS=rows, HEADS=together,
         INTERLEAVED=interleaved, FACTOR=factor is not None, ROW_FACTOR=row_factor is not None,
-        BACK=back, num_warps=4,
+        num_warps=4,
     )  # fmt: skip
 
 
