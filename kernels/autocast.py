@@ -10,11 +10,16 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+# Asked once, here, because torch before 2.12 cannot trace the question.
+AUTOCAST_DEVICES = frozenset(
+    kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind)
+)
+
 
 def cast_inputs(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors in autocast's dtype where it is on for their device; float64 stays as it is."""
     kind = tensors[0].device.type
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    if kind not in AUTOCAST_DEVICES or not torch.is_autocast_enabled(kind):
         return tensors
     dtype = torch.get_autocast_dtype(kind)
     return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
@@ -23,6 +28,6 @@ def cast_inputs(*tensors: Tensor) -> tuple[Tensor, ...]:
 def suspended(tensor: Tensor) -> AbstractContextManager[object]:
     """A context in which autocast is off for the device of `tensor`."""
     kind = tensor.device.type
-    if not torch.amp.is_autocast_available(kind):
+    if kind not in AUTOCAST_DEVICES:
         return nullcontext()
     return torch.autocast(kind, enabled=False)

@@ -57,7 +57,7 @@ HALF: dict[Chip, Table] = {
         },
         "key": {
             64: (Configuration(64, 128, 8, 2), Configuration(32, 128, 8, 2)),
-            128: (Configuration(16, 128, 8, 3), Configuration(16, 128, 8, 2)),
+            128: (Configuration(16, 128, 8, 3), Configuration(16, 64, 8, 2)),
             256: (Configuration(32, 32, 8, 1), Configuration(32, 32, 8, 1)),
         },
     },
@@ -74,7 +74,7 @@ HALF: dict[Chip, Table] = {
         },
         "key": {
             64: (Configuration(32, 128, 8, 2), Configuration(32, 32, 4, 2)),
-            128: (Configuration(64, 64, 8, 2), Configuration(64, 64, 8, 2)),
+            128: (Configuration(32, 64, 8, 2), Configuration(64, 64, 8, 2)),
             256: (Configuration(32, 32, 8, 1), Configuration(32, 32, 8, 1)),
         },
     },
@@ -91,67 +91,67 @@ HALF: dict[Chip, Table] = {
         },
         "key": {
             64: (Configuration(32, 128, 8, 2), Configuration(32, 32, 4, 2)),
-            128: (Configuration(64, 64, 8, 2), Configuration(32, 64, 8, 2)),
+            128: (Configuration(32, 64, 8, 2), Configuration(32, 64, 8, 2)),
             256: (Configuration(32, 32, 8, 1), Configuration(32, 32, 8, 1)),
         },
     },
 }
 """16-bit elements."""
 
-SINGLE: dict[Chip, dict[Kernel, dict[int, Configuration]]] = {
+SINGLE: dict[Chip, Table] = {
     "sm_90": {
         "forward": {
-            64: Configuration(32, 32, 4, 1),
-            128: Configuration(32, 32, 8, 1),
-            256: Configuration(16, 16, 8, 1),
+            64: (Configuration(32, 32, 4, 1), Configuration(32, 32, 4, 1)),
+            128: (Configuration(32, 32, 8, 1), Configuration(32, 32, 8, 1)),
+            256: (Configuration(16, 16, 8, 1), Configuration(16, 16, 8, 1)),
         },
         "query": {
-            64: Configuration(64, 32, 8, 2),
-            128: Configuration(32, 16, 8, 1),
-            256: Configuration(32, 32, 8, 1),
+            64: (Configuration(64, 32, 8, 2), Configuration(64, 32, 8, 2)),
+            128: (Configuration(32, 16, 8, 1), Configuration(32, 16, 8, 1)),
+            256: (Configuration(32, 32, 8, 1), Configuration(32, 32, 8, 1)),
         },
         "key": {
-            64: Configuration(32, 32, 8, 1),
-            128: Configuration(16, 32, 8, 1),
-            256: Configuration(16, 16, 8, 1),
+            64: (Configuration(32, 32, 8, 1), Configuration(32, 32, 8, 1)),
+            128: (Configuration(16, 16, 4, 1), Configuration(16, 16, 4, 1)),
+            256: (Configuration(16, 32, 8, 1), Configuration(16, 16, 8, 1)),
         },
     },
     "sm_80": {
         "forward": {
-            64: Configuration(32, 32, 4, 2),
-            128: Configuration(32, 32, 8, 1),
-            256: Configuration(16, 16, 8, 1),
+            64: (Configuration(32, 32, 4, 2), Configuration(32, 32, 4, 2)),
+            128: (Configuration(32, 32, 8, 1), Configuration(32, 32, 8, 1)),
+            256: (Configuration(16, 16, 8, 1), Configuration(16, 16, 8, 1)),
         },
         "query": {
-            64: Configuration(32, 32, 4, 2),
-            128: Configuration(32, 16, 8, 1),
-            256: Configuration(32, 32, 8, 1),
+            64: (Configuration(32, 32, 4, 2), Configuration(32, 32, 4, 2)),
+            128: (Configuration(32, 16, 8, 1), Configuration(32, 16, 8, 1)),
+            256: (Configuration(32, 32, 8, 1), Configuration(32, 32, 8, 1)),
         },
         "key": {
-            64: Configuration(16, 32, 4, 1),
-            128: Configuration(64, 32, 8, 1),
-            256: Configuration(16, 32, 8, 1),
+            64: (Configuration(16, 32, 4, 1), Configuration(16, 32, 4, 1)),
+            128: (Configuration(64, 32, 8, 1), Configuration(64, 32, 8, 1)),
+            256: (Configuration(16, 32, 8, 1), Configuration(16, 32, 8, 1)),
         },
     },
     "small": {
         "forward": {
-            64: Configuration(32, 32, 4, 2),
-            128: Configuration(32, 32, 8, 1),
-            256: Configuration(16, 16, 8, 1),
+            64: (Configuration(32, 32, 4, 2), Configuration(32, 32, 4, 2)),
+            128: (Configuration(32, 32, 8, 1), Configuration(32, 32, 8, 1)),
+            256: (Configuration(16, 16, 8, 1), Configuration(16, 16, 8, 1)),
         },
         "query": {
-            64: Configuration(32, 32, 4, 2),
-            128: Configuration(32, 16, 8, 1),
-            256: Configuration(16, 16, 8, 1),
+            64: (Configuration(32, 32, 4, 2), Configuration(32, 32, 4, 2)),
+            128: (Configuration(32, 16, 8, 1), Configuration(32, 16, 8, 1)),
+            256: (Configuration(16, 16, 8, 1), Configuration(16, 16, 8, 1)),
         },
         "key": {
-            64: Configuration(32, 32, 8, 1),
-            128: Configuration(16, 32, 8, 1),
-            256: Configuration(16, 16, 8, 1),
+            64: (Configuration(32, 32, 8, 1), Configuration(32, 32, 8, 1)),
+            128: (Configuration(16, 32, 8, 1), Configuration(16, 32, 8, 1)),
+            256: (Configuration(16, 16, 8, 1), Configuration(16, 16, 8, 1)),
         },
     },
 }
-"""Float32: light and heavy problems alike."""
+"""32-bit elements."""
 
 
 def interpreted() -> bool:
@@ -185,6 +185,4 @@ def configuration(
         heavy: whether the problem takes more registers than the ordinary one.
     """
     width = max(64, power_of_two(max(head_dim, value_dim)))
-    if itemsize == 4:
-        return SINGLE[chip][kernel][width]
-    return HALF[chip][kernel][width][heavy]
+    return (HALF if itemsize == 2 else SINGLE)[chip][kernel][width][heavy]

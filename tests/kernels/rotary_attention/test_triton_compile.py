@@ -114,6 +114,19 @@ def test_fits_and_spills_nothing(
         compiled.check()
 
 
+@pytest.mark.parametrize("direction", [launch.forward, backward], ids=["forward", "backward"])
+@pytest.mark.parametrize(("dtype", "head_dim"), [(torch.bfloat16, 128), (torch.float32, 256)])
+def test_chips_with_little_shared_memory(
+    dtype: torch.dtype,
+    head_dim: int,
+    direction: Callable[[Problem], Any],
+    compile_launches: Callable[..., list[Any]],
+) -> None:
+    p = problem(dtype, head_dim, **VARIANTS["light"])
+    for compiled in compile_launches(direction, p, arch=89):
+        compiled.check()
+
+
 def test_heads_of_a_group_apart(arch: int, compile_launches: Callable[..., list[Any]]) -> None:
     """The atomic form of the backward, which a single short sequence takes."""
     p = problem(torch.bfloat16, 128, branches=2)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
 
+import triton
 import triton.language as tl
 
 from ropewalk.kernels.rotary_attention.triton.angles import sine_cosine
