@@ -147,7 +147,8 @@ def rotary_attention(
         query = (query * query_factor[:, None, :, None]).to(query.dtype)
         query_factor = None
 
-    visible_by_index = not causal or (by_index and queries in (1, keys))
+    # A few queries against a cache are left to the operator, which need not rotate all of it first.
+    visible_by_index = not causal or (by_index and queries == keys)
     extras = (sliding_window, softcap, sinks, key_lengths, attention_mask, cu_query)
     if (
         backend == "auto"
@@ -175,7 +176,7 @@ def rotary_attention(
             query,
             key,
             value,
-            is_causal=causal and queries > 1,
+            is_causal=causal,
             scale=scale,
             enable_gqa=query.shape[1] != key.shape[1],
         )
@@ -220,9 +221,11 @@ def _frequencies(
     frequencies = rotary.inverse_frequencies(length).to(query.device)
     validation.check_frequencies(frequencies, rotary.rotary_dim)
     factor = rotary.attention_factor(length)
-    if not isinstance(factor, Tensor):
-        factor = torch.tensor(factor, dtype=torch.float64)
-    return frequencies, factor.to(query.device)
+    if isinstance(factor, Tensor):
+        return frequencies, factor.to(query.device)
+    # Made on the device: copying a number to it would wait for all that it still has to do.
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    return frequencies, torch.full((), factor, dtype=dtype, device=query.device)
 
 
 def _query_factor(log_n: QueryScale, positions: Tensor, query: Tensor) -> Tensor:
