@@ -191,3 +191,16 @@ class Inputs:
 def inputs() -> type[Inputs]:
     """`Inputs(...).make()` gives query, key and value."""
     return Inputs
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(("cpu", torch.float32), marks=pytest.mark.interpret, id="interpreter"),
+        pytest.param(("cuda", torch.float32), marks=pytest.mark.gpu, id="cuda-float32"),
+        pytest.param(("cuda", torch.bfloat16), marks=pytest.mark.gpu, id="cuda-bfloat16"),
+        pytest.param(("cuda", torch.float16), marks=pytest.mark.gpu, id="cuda-float16"),
+    ]
+)
+def place(request: pytest.FixtureRequest) -> tuple[str, torch.dtype]:
+    """Where the kernels run and in which dtype."""
+    return request.param

@@ -1,5 +1,8 @@
 """The kernels visit every visible pair, skip hidden tiles and mask no tile that is full."""
 
+# pyright: reportGeneralTypeIssues=false
+# (It believes that calls from one kernel to another never return.)
+
 from typing import Any
 
 import numpy as np
