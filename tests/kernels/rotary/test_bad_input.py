@@ -89,7 +89,8 @@ GOOD = {"query": QUERY, "key": KEY, "cos": TABLE, "sin": TABLE}
         ({"norm_eps": float("nan")}, ValueError, "norm_eps: expected a finite number"),
         ({"norm_eps": "1e-6"}, TypeError, "norm_eps: expected a number, got str"),
     ],
-    ids=str,
+    # Not the values: they may be random, and workers must agree on the names.
+    ids=lambda x: x if isinstance(x, str) else "-".join(x) if isinstance(x, dict) else x.__name__,
 )
 def test_bad_input(change, error, message):
     pattern = ".*".join(re.escape(part.strip()) for part in message.split(".*"))
