@@ -18,7 +18,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from ropewalk.blocks.rotary import LogN, Plain
-from ropewalk.kernels.rotary_attention import rotary_attention
+from ropewalk.kernels.rotary_attention import Backend, rotary_attention
 from ropewalk.kernels.rotary_attention.protocols import DistanceRule, Layout, Rotary
 from ropewalk.llm.mask_plan import KeysAndQueries, is_plan, make_plan, read_plan
 
@@ -64,6 +64,7 @@ class LayerPlug:
         distance: which relative position a score sees.
         log_n: factor on the queries by position.
         sliding_window: keys at this distance and beyond are hidden.
+        backend: who computes it.
     """
 
     rotary: Rotary | None
@@ -71,6 +72,7 @@ class LayerPlug:
     distance: DistanceRule = PLAIN
     log_n: LogN | None = None
     sliding_window: int | None = None
+    backend: Backend = "auto"
 
 
 def ropewalk_attention(
@@ -142,6 +144,7 @@ def ropewalk_attention(
         attention_mask=where.visible,
         # Not the greatest key position: slots of a static cache that are still empty lie beyond.
         length=where.query_positions.amax() + 1,
+        backend=plug.backend,
     )
     return cast("Tensor", output).transpose(1, 2).contiguous(), None
 

@@ -25,6 +25,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from ropewalk.blocks.rotary import FrequencyRule, LogN, Plain, RotaryEmbedding
+from ropewalk.kernels.rotary_attention.backend import Backend, check_backend
 from ropewalk.kernels.rotary_attention.protocols import DistanceRule, Layout, Rotary
 from ropewalk.llm import attention_interface
 from ropewalk.llm.attention_interface import FixedRotary, LayerPlug
@@ -61,6 +62,7 @@ class PlugHandle:
         frequency: the rule that replaces the model's own, if any.
         distance: the distance rule, if any.
         log_n: the log n scaling, if any.
+        backend: who computes the attention.
         trained_length: the model's, which a replaced frequency rule may no longer show.
     """
 
@@ -70,11 +72,13 @@ class PlugHandle:
         frequency: FrequencyRule | None,
         distance: DistanceRule | None,
         log_n: LogN | None,
+        backend: Backend = "auto",
     ) -> None:
         self.model = model
         self.frequency = frequency
         self.distance = distance
         self.log_n = log_n
+        self.backend: Backend = backend
         self.trained_length: int | None = None
         self._journal = Journal()
         self._configs: ConfigCopies | None = None
@@ -103,6 +107,8 @@ class PlugHandle:
     def __repr__(self) -> str:
         rules = {"frequency": self.frequency, "distance": self.distance, "log_n": self.log_n}
         given = ", ".join(f"{name}={rule}" for name, rule in rules.items() if rule is not None)
+        if self.backend != "auto":
+            given += f", backend={self.backend!r}"
         state = "unplugged from" if self._configs is None else "plugged into"
         return f"PlugHandle({given or 'nothing'}; {state} {type(self.model).__name__})"
 
@@ -113,6 +119,7 @@ def plug(
     frequency: FrequencyRule | None = None,
     distance: DistanceRule | None = None,
     log_n_length: int | LogN | None = None,
+    backend: Backend = "auto",
 ) -> PlugHandle:
     """Plugs rules into a transformers v5 model.
 
@@ -136,19 +143,28 @@ def plug(
         distance: which relative position a score sees; None is the distance itself.
         log_n_length: scales query i by max(1, ln(i + 1) / ln L) for this trained length L; a `LogN`
             where the model was trained with the scaling (clamp=False).
+        backend: who computes the attention of a model whose rotation is taken over, with the same
+            result; as in `rotary_attention`, which also says when the model runs that a backend
+            cannot take part there.
 
     Returns:
         A handle: `handle.unplug()`, or use it in `with`.
 
     Raises:
         TypeError: something of the wrong kind was passed.
-        ValueError: no rule was passed, or the model cannot be plugged so; nothing has been changed
-            then.
+        ValueError: no rule was passed, the backend is unknown or would have nothing to compute, or
+            the model cannot be plugged so; nothing has been changed then.
     """
     refuse_rules(frequency, distance, log_n_length)
+    check_backend(backend)
     slots = refuse_model(model)
     log_n = _log_n(log_n_length)
-    handle = PlugHandle(model, frequency, distance, log_n)
+    handle = PlugHandle(model, frequency, distance, log_n, backend)
+    if backend != "auto" and not _changes_attention(handle):
+        raise ValueError(
+            f"backend {backend!r} has nothing to compute: these rules leave the model's own "
+            "attention in place and change its frequencies at most; leave backend out"
+        )
     try:
         # Frequencies made in inference mode could not be used in training later.
         with torch.inference_mode(False):
@@ -245,7 +261,12 @@ def _layer_plug(
 ) -> LayerPlug:
     if layer.slot is None:
         # A layer without positions sees no distance, but log n is about its softmax.
-        return LayerPlug(None, log_n=handle.log_n, sliding_window=layer.sliding_window)
+        return LayerPlug(
+            None,
+            log_n=handle.log_n,
+            sliding_window=layer.sliding_window,
+            backend=handle.backend,
+        )
     rule = handle.frequency if layer.slot in extended else None
     return LayerPlug(
         _rotary(layer.slot, layer.layout, rule, config),
@@ -253,6 +274,7 @@ def _layer_plug(
         distance=handle.distance or Plain(),
         log_n=handle.log_n,
         sliding_window=layer.sliding_window,
+        backend=handle.backend,
     )
 
 
