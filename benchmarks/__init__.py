@@ -10,6 +10,7 @@
     result_file.py   the JSON, always whole, from which an interrupted run goes on
     environment.py   on what it ran
     attention.py     inputs and oracle of rotary attention; peers/: who computes it
+    evaluation.py    the bundled model's perplexity, by backend
     suites/          one file a suite
 
 The folder is no part of the installed package. It measures the checkout it lies in, so that a

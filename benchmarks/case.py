@@ -31,6 +31,8 @@ class Work(NamedTuple):
 class Check(NamedTuple):
     """How far a peer's result is from the oracle's, ‖result − oracle‖ / ‖oracle‖.
 
+    A workload may measure it otherwise, and says so: an evaluation in bits per byte.
+
     Attributes:
         error: the worst over the outputs and gradients.
         tolerance: the largest that passes; a NaN never does.
@@ -73,6 +75,7 @@ class Case:
         figure: the picture it belongs to; none if empty.
         x: the parameter on that picture's horizontal axis.
         kind: whether time is measured, or the peak memory of one call in a process of its own.
+        rounds: how often each peer is timed at least; fewer where a call takes seconds.
     """
 
     name: str
@@ -83,6 +86,7 @@ class Case:
     figure: str = ""
     x: str = "keys"
     kind: Kind = "time"
+    rounds: int = 5
 
 
 @dataclass(frozen=True)

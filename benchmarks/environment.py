@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import ROOT
 
-PACKAGES = ("torch", "triton", "flash-attn", "numpy", "einops", "jaxtyping")
+PACKAGES = ("torch", "triton", "flash-attn", "numpy", "einops", "jaxtyping", "transformers")
 THREAD_VARIABLES = ("OMP_", "GOMP_", "KMP_", "MKL_")
 
 

@@ -16,21 +16,36 @@ class NotMeasured(Exception):  # noqa: N818 - a state, no fault
 
 
 def judge(
-    name: str, comparison: Comparison, target: float, value: Callable[[], float], unit: str = "×"
+    name: str,
+    comparison: Comparison,
+    target: float | Callable[[], float],
+    value: Callable[[], float],
+    unit: str = "×",
 ) -> dict[str, Any]:
-    """A goal as the result holds it."""
+    """A goal as the result holds it.
+
+    Args:
+        name: what is judged.
+        comparison: on which side of the target it is reached.
+        target: a number, or what measures it in the same run; None in the result until it has.
+        value: what measures the value.
+        unit: of both.
+    """
     goal: dict[str, Any] = {
         "name": name,
         "comparison": comparison,
-        "target": target,
+        "target": None if callable(target) else target,
         "unit": unit,
         "value": None,
     }
     try:
+        wanted = target() if callable(target) else target
+        if callable(target):
+            goal["target"] = float(f"{wanted:.4g}")
         found = value()
     except NotMeasured as reason:
         return {**goal, "status": "not measured", "reason": str(reason)}
-    reached = found >= target if comparison == "at least" else found <= target
+    reached = found >= wanted if comparison == "at least" else found <= wanted
     return {**goal, "value": float(f"{found:.4g}"), "status": "pass" if reached else "miss"}
 
 

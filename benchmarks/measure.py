@@ -48,7 +48,8 @@ def measure(
             )
             _judge(peers[peer])
         return result
-    result |= _guarded(lambda: _time(case, device, peers, seconds=seconds, least=2 if quick else 5))
+    least = 2 if quick else case.rounds
+    result |= _guarded(lambda: _time(case, device, peers, seconds=seconds, least=least))
     for figures in peers.values():
         if "median_ms" in figures:
             figures |= round_figures(rates(case.work, figures["median_ms"], measured))

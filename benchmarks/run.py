@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{case.name}  [{', '.join(case.peers)}]")
         return 0
     try:
-        _require(options, wanted)
+        _require(options, suite, wanted)
         identity = {
             "suite": suite.name,
             "device": options.device,
@@ -101,9 +101,11 @@ def _matches(name: str, patterns: list[str] | None) -> bool:
     return patterns is None or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _require(options: argparse.Namespace, wanted: list[Case]) -> None:
+def _require(options: argparse.Namespace, suite: Suite, wanted: list[Case]) -> None:
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ResultError("--device cuda: torch sees no CUDA device here; use --device cpu")
+    if not suite.cases:
+        raise ResultError(f"suite {suite.name!r} has no cases for --device {options.device}")
     if not wanted:
         raise ResultError(f"--only {' '.join(options.only)}: no case matches; see --list")
     if options.out is None:
@@ -216,11 +218,14 @@ def _print(result: dict[str, Any]) -> None:
 
 def _report(goals: list[dict[str, Any]]) -> None:
     for goal in goals:
-        found = "–" if goal["value"] is None else f"{goal['value']:g}{goal['unit']}"
+        found, wanted = (
+            "–" if goal[key] is None else f"{goal[key]:g}{goal['unit']}"
+            for key in ("value", "target")
+        )
         reason = f" ({goal['reason']})" if "reason" in goal else ""
         print(
             f"{goal['status']:>12}  {goal['name']}: {found}, wanted {goal['comparison']} "
-            f"{goal['target']:g}{goal['unit']}{reason}"
+            f"{wanted}{reason}"
         )
 
 

@@ -11,6 +11,7 @@ from benchmarks.case import Suite
 SUITES = {
     "rotary_attention": "benchmarks.suites.rotary_attention",
     "rotary": "benchmarks.suites.rotary",
+    "evaluation": "benchmarks.suites.evaluation",
 }
 
 

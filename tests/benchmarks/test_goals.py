@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.goals import NotMeasured, additional_gb, fastest_ms, judge, median_ms
-from benchmarks.suites import make_suite
+from benchmarks.suites import SUITES, make_suite
 
 RESULTS = {
     "case": {
@@ -57,10 +57,22 @@ def test_a_goal_is_judged_on_the_right_side(comparison, value, status):
     assert judge("goal", comparison, 1.5, lambda: value)["status"] == status
 
 
+@pytest.mark.parametrize(("value", "status"), [(1.5, "pass"), (1.4999, "miss")])
+def test_a_target_may_be_measured_in_the_same_run(value, status):
+    def target():
+        return median_ms(RESULTS, "case", "theirs") / median_ms(RESULTS, "case", "ours")
+
+    goal = judge("goal", "at least", target, lambda: value)
+    assert (goal["target"], goal["status"]) == (1.5, status)
+    missing = judge("goal", "at least", lambda: median_ms(RESULTS, "never", "ours"), lambda: value)
+    assert (missing["target"], missing["value"]) == (None, None)
+    assert missing["status"] == "not measured"
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_every_goal_names_cases_and_peers_that_the_suite_has(device):
     """With every case measured, no goal may be left without a value."""
-    for name in ("rotary_attention", "rotary"):
+    for name in SUITES:
         suite = make_suite(name, device)
         figures = {"median_ms": 1.0, "of_copy": 1.0, "additional_mib": 1.0}
         results = {case.name: {"peers": dict.fromkeys(case.peers, figures)} for case in suite.cases}
@@ -70,7 +82,7 @@ def test_every_goal_names_cases_and_peers_that_the_suite_has(device):
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("suite", ["rotary_attention", "rotary"])
+@pytest.mark.parametrize("suite", SUITES)
 @pytest.mark.parametrize("quick", [False, True])
 def test_names_of_cases_are_unique(suite, device, quick):
     names = [case.name for case in make_suite(suite, device, quick=quick).cases]

@@ -1,0 +1,162 @@
+"""The suite `evaluation`: what `ropewalk eval` measures, by the backend that was asked for."""
+
+import math
+import sys
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import evaluation, plot, run
+from benchmarks.case import Unavailable
+from benchmarks.evaluation import (
+    TOLERANCE,
+    Evaluation,
+    EvaluationWorkload,
+    evaluation_work,
+    model_sizes,
+)
+from benchmarks.result_file import read
+from benchmarks.suites import make_suite
+from ropewalk.blocks.rotary import ReRoPE
+from ropewalk.evals.request import Request
+from ropewalk.evals.runner import evaluate, scored_logits
+from ropewalk.kernels.rotary_attention import flash, reference, rotary_attention
+from ropewalk.llm import attention_interface, is_plugged, plug
+
+SMALL = Evaluation(ReRoPE(16), length=96, longest=96, documents=2, scored=32)
+
+
+def arguments(out, *more):
+    return ["--suite", "evaluation", "--device", "cpu", "--quick", "--out", str(out), *more]
+
+
+def test_a_quick_run_measures_every_pair_and_judges_it_by_its_own_attention(tmp_path, capsys):
+    out = tmp_path / "run.json"
+    assert run.main(arguments(out)) == 0
+    content = read(out)
+    assert content["complete"]
+    results = {result["name"]: result["peers"] for result in content["results"]}
+    assert len(results) == 4
+    for name, peers in results.items():
+        assert list(peers) == ["auto", "reference"]
+        for peer in peers.values():
+            assert peer["check"]["error"] <= peer["check"]["tolerance"]
+            if "/evaluation/" in name:
+                assert peer["check"]["tolerance"] == 1e-5
+    for window, goal in zip((16, 32), content["goals"], strict=True):
+        speeds = {
+            kind: peers["reference"]["median_ms"] / peers["auto"]["median_ms"]
+            for kind in ("attention", "evaluation")
+            for peers in [results[f"rerope-{window}/{kind}/96"]]
+        }
+        assert goal["target"] == pytest.approx(speeds["attention"], rel=1e-3)
+        assert goal["value"] == pytest.approx(speeds["evaluation"], rel=1e-3)
+        reached = goal["value"] >= goal["target"]
+        assert goal["status"] == ("pass" if reached else "miss")
+    assert plot.main([str(out), "--out", str(tmp_path / "plots")]) == 0
+    assert (tmp_path / "plots" / "goals.png").exists()
+
+
+def test_half_a_pair_leaves_the_goal_without_its_target(tmp_path, capsys):
+    out = tmp_path / "run.json"
+    assert run.main(arguments(out, "--only", "rerope-16/evaluation/96")) == 0
+    assert {(goal["status"], goal["target"]) for goal in read(out)["goals"]} == {
+        ("not measured", None)
+    }
+    assert "–, wanted at least – (rerope-16/attention/96 has not run)" in capsys.readouterr().out
+
+
+def test_bits_per_byte_are_those_of_ropewalk_eval(tmp_path):
+    workload = EvaluationWorkload(SMALL)
+    request = Request(
+        tmp_path / "run",
+        variants=("rerope:window=16",),
+        tasks=("perplexity",),
+        lengths=(96,),
+        documents=2,
+        score_tokens=32,
+        device="cpu",
+    )
+    expected = [
+        result["nats"] * result["tokens"] / (math.log(2) * result["bytes"])
+        for result in evaluate(request)["results"]
+    ]
+    assert len(expected) == 2
+    assert workload.bits("auto") == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("peer", ["auto", "reference"])
+def test_the_timed_call_runs_that_backend_alone_and_leaves_the_model_as_it_was(peer, monkeypatch):
+    taken = []
+    for module in (flash, reference):
+        forward = module.forward
+
+        def spy(problem, module=module, forward=forward):
+            taken.append(module)
+            return forward(problem)
+
+        monkeypatch.setattr(module, "forward", spy)
+    workload = EvaluationWorkload(SMALL)
+    workload.build(peer)()
+    layers = workload.model.config.num_hidden_layers
+    assert taken == [reference if peer == "reference" else flash] * layers * SMALL.documents
+    assert not is_plugged(workload.model)
+
+
+@pytest.mark.parametrize("factor", [1.01, math.nan])
+def test_a_backend_that_changes_the_bits_is_found_out(factor, monkeypatch):
+    def wrong(*inputs, backend, **options):
+        output = rotary_attention(*inputs, backend=backend, **options)
+        return output * factor if backend == "auto" else output
+
+    monkeypatch.setattr(attention_interface, "rotary_attention", wrong)
+    workload = EvaluationWorkload(SMALL)
+    for peer in ("auto", "reference"):
+        check = workload.check(peer)
+        assert not check.passes
+        assert check.tolerance == TOLERANCE
+
+
+def test_the_weights_that_are_counted_are_the_models():
+    matrices = [
+        parameter.numel()
+        for parameter in EvaluationWorkload(SMALL).model.parameters()
+        if parameter.ndim == 2
+    ]
+    assert evaluation_work(SMALL).bytes == SMALL.documents * 4 * sum(matrices)
+
+
+def test_the_operations_that_are_counted_are_those_of_torch(monkeypatch):
+    """Torch counts the model around the attention; of that, visible pairs are counted by hand."""
+
+    def nothing(query, key, value, **options):
+        return torch.zeros_like(query)
+
+    workload = EvaluationWorkload(SMALL)
+    monkeypatch.setattr(attention_interface, "rotary_attention", nothing)
+    plugged = plug(workload.model, distance=SMALL.rule)  # its trial runs are not counted
+    with plugged, torch.no_grad(), FlopCounterMode(display=False) as counter:
+        for sample in workload.task.samples(SMALL.length):
+            scored_logits(workload.model, torch.from_numpy(sample.tokens)[None], sample.scored)
+    sizes = model_sizes()
+    pairs = (SMALL.length - 1) * SMALL.length // 2
+    width = sizes["num_attention_heads"] * sizes["head_dim"]
+    attention = SMALL.documents * sizes["num_hidden_layers"] * 4 * width * pairs
+    assert counter.get_total_flops() + attention == evaluation_work(SMALL).flop
+
+
+def test_what_is_not_installed_is_a_reason(monkeypatch):
+    evaluation._model_and_task.cache_clear()
+    monkeypatch.setitem(sys.modules, "ropewalk.evals.models", None)
+    with pytest.raises(Unavailable, match=r"ropewalk\[eval\]"):
+        EvaluationWorkload(SMALL)
+
+
+def test_a_gpu_has_no_cases_and_one_line_says_so(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert make_suite("evaluation", "cuda").cases == ()
+    options = ["--suite", "evaluation", "--device", "cuda", "--out", str(tmp_path / "run.json")]
+    assert run.main(options) == 2
+    message = "error: suite 'evaluation' has no cases for --device cuda\n"
+    assert capsys.readouterr().err == message
