@@ -44,7 +44,7 @@ def make(device: str, quick: bool) -> Suite:
     if device != "cpu":
         return Suite("evaluation", (), lambda results: [])
     sizes = (
-        Sizes((96,), (16, 32), 2, 32) if quick else Sizes((2048, 4096, 8192), (128, 256), 1, 256)
+        Sizes((96,), (16, 32), 2, 32) if quick else Sizes((2048, 4096, 8192), (128, 256), 2, 256)
     )
     cases = tuple(
         make_case(window, length, sizes)
