@@ -3,9 +3,8 @@
 What is timed is what `ropewalk eval` does for one variant at one length, once the model is loaded
 and the text is cut: the rule is plugged, probe included, each document is read, the loss on its
 last tokens is taken, the rule is unplugged. Documents are read one at a time, as long ones are
-there too. Both backends see the same model and documents, and
-mean the same result: a peer's check is how far its bits per byte are from the other's, on the
-document where that is most.
+there too. Both backends see the same model and documents, and mean the same result: a peer's check
+is how far its bits per byte are from the other's, on the document where that is most.
 
     bits per byte = nats per token · tokens / (ln 2 · bytes)
 
