@@ -8,7 +8,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from ropewalk.kernels.autocast import cast_inputs
-from ropewalk.kernels.rotary import rotate
+from ropewalk.kernels.rotary import rotate_query_key
 from ropewalk.kernels.rotary_attention import positions, validation
 from ropewalk.kernels.rotary_attention.backend import Backend, check_backend
 from ropewalk.kernels.rotary_attention.op import rotary_attention_op
@@ -31,6 +31,8 @@ class _Plain:
 
 
 _PLAIN = _Plain()
+# Keys up to which torch's attention answers one query sooner than an operator of ours is called.
+SHORT_CACHE = 4096
 
 
 def rotary_attention(
@@ -39,7 +41,7 @@ def rotary_attention(
     value: Float[Tensor, "batch kv_heads key value_dim"],
     *,
     rotary: Rotary | None,
-    distance: DistanceRule = _PLAIN,
+    distance: DistanceRule | None = None,
     query_positions: Shaped[Tensor, "*batch query"] | None = None,
     key_positions: Shaped[Tensor, "*batch key"] | None = None,
     causal: bool = True,
@@ -62,32 +64,41 @@ def rotary_attention(
     The score of a pair is ⟨R^{q_b(i)} q_i, R^{k_b(j)} k_j⟩ · scale with the branch b that the rule
     gives to the pair (see `protocols`), then softcap, then the mask. Memory is linear in the
     lengths; a pair costs one dot product, whatever the number of branches, except near an edge.
+    Angles are float32 products of position and frequency, as in every model: their rounding grows
+    with the position, to about 1e-4 of a score at 10 000 and 1e-3 at 100 000.
 
     Args:
         query: unrotated; float32, bfloat16, float16 or float64 (then all is float64). Under
             `torch.autocast` query, key and value are first cast to its dtype.
         key: unrotated, `heads` a multiple of `kv_heads`.
         value: of the key's length; `value_dim` may differ from `head_dim`.
-        rotary: frequencies and layout. None: tensors are already positioned; plain rule only.
-        distance: which relative position a score sees; the distance itself by default.
+        rotary: frequencies and layout, such as `ropewalk.blocks.rotary.RotaryEmbedding(head_dim)`.
+            None: tensors are already positioned (`AxialRotary`), or have none; plain rule only.
+        distance: which relative position a score sees, such as `ropewalk.blocks.rotary.ReRoPE`; the
+            distance itself by default.
         query_positions: integer, float32 or float64, (query,) or (1 | batch, query). By default
             the last query sits at the last key, so that decoding needs no positions; with
             `key_lengths`, at each row's last valid key; in packed sequences, at its own last key.
         key_positions: as `query_positions`; 0 … key − 1 by default, anew in packed sequences.
-        causal: hide keys at positions after the query's.
+            Positions that restart do not separate sequences, `cu_seqlens_query` does.
+        causal: hide keys at positions after the query's; True for rules of several branches.
         scale: factor on the scores; 1/√head_dim by default.
-        log_n: factor on each query by its position.
+        log_n: factor on each query by its position, such as `ropewalk.blocks.rotary.LogN(512)`.
         sliding_window: hide keys at this distance and beyond.
         softcap: c, bounds scores by c·tanh(s/c).
         sinks: a logit per head that takes probability and has no value.
-        key_lengths: keys from this index on are hidden, as in a cache that is not full. Lengths
-            above the number of keys mean all of them, lengths below 0 none.
+        key_lengths: (batch,), keys from this index on are hidden, as in a cache that is not full.
+            Lengths above the number of keys mean all of them, lengths below 0 none. The last query
+            then sits at the last valid key; for a batch padded on the right, whose first query sits
+            at the first key, pass `query_positions=torch.arange(query)`.
         cu_seqlens_query: packed sequences: batch is 1, and sequence s has the queries
             cu_seqlens_query[s] … cu_seqlens_query[s + 1] − 1. int32 or int64, from 0, never
             falling, to the number of queries. Explicit positions are then taken as given.
         cu_seqlens_key: the same of the keys; by default `cu_seqlens_query`.
         attention_mask: boolean (True is visible) or additive. Values at the least number of the
-            mask's dtype hide a key as −∞ does: many libraries write them for that.
+            mask's dtype hide a key as −∞ does: many libraries write them for that. Left padding: a
+            mask (batch, 1, 1, key) of the keys that are none, and positions that count from the
+            first real token. A mask costs speed; positions, lengths and packing say most things.
         length: context length for frequency rules that depend on it; by default one more than the
             greatest key position.
         deterministic: whether gradients are the same at every run. By default as
@@ -97,9 +108,10 @@ def rotary_attention(
             exists, near and far merged: torch's fused attention on a CPU, flash-attn or torch's
             flash attention on a GPU. "triton" is one kernel for all branches, on a GPU or in
             Triton's interpreter. "auto" takes the fastest that can: on a GPU triton, flash,
-            reference in this order, on a CPU flash or reference. The plain rule, asked for nothing
+            reference in this order, on a CPU flash or reference (masks, and on a CPU softcap, need
+            the latter). The plain rule, asked for nothing
             that `F.scaled_dot_product_attention` does not give, is that function of rotated
-            tensors under "auto", on every device: nothing is faster there.
+            tensors under "auto", on every device.
 
     Returns:
         Output (batch, heads, query, value_dim) in the query's dtype; with `return_logsumexp` also
@@ -110,7 +122,16 @@ def rotary_attention(
         ValueError: sizes, devices, windows or options that do not fit, or an impossible backend.
             The numbers in `cu_seqlens_*` are not checked while a CUDA graph is captured.
         TypeError: a dtype or an object of the wrong kind.
+
+    Example:
+        >>> query, key, value = torch.randn(1, 8, 100, 64), *torch.randn(2, 1, 2, 100, 64)
+        >>> rotary, rule = RotaryEmbedding(64), ReRoPE(window=32)
+        >>> output = rotary_attention(query, key, value, rotary=rotary, distance=rule)
+        >>> last = rotary_attention(query[:, :, -1:], key, value, rotary=rotary, distance=rule)
+        >>> torch.allclose(last, output[:, :, -1:], atol=1e-5)  # decoding: a query, all keys so far
+        True
     """
+    distance = _PLAIN if distance is None else distance
     query, key, value = cast_inputs(query, key, value)
     validation.check_tensors(query, key, value)
     validation.check_rule(distance, causal=causal)
@@ -147,8 +168,9 @@ def rotary_attention(
         query = (query * query_factor[:, None, :, None]).to(query.dtype)
         query_factor = None
 
-    # A few queries against a cache are left to the operator, which need not rotate all of it first.
-    visible_by_index = not causal or (by_index and queries == keys)
+    # A few queries against a long cache are left to the operator, which reads it once.
+    short = queries == 1 and keys <= SHORT_CACHE and query.device.type == "cpu"
+    visible_by_index = not causal or (by_index and (queries == keys or short))
     extras = (sliding_window, softcap, sinks, key_lengths, attention_mask, cu_query)
     if (
         backend == "auto"
@@ -158,6 +180,7 @@ def rotary_attention(
         and not return_logsumexp
         and value.shape[-1] == query.shape[-1]
         and min(queries, keys) > 0
+        and scale > 0
         # Torch's attention accumulates gradients in any order on a GPU, unless torch forbids it.
         and (query.device.type == "cpu" or not deterministic)
     ):
@@ -165,18 +188,17 @@ def rotary_attention(
         if query_factor is not None:
             query = (query * query_factor[:, None, :, None]).to(query.dtype)
         if rotary is not None:
-            layout, (branch,) = rotary.layout, distance.branches
-            query = rotate(
-                query, *_cos_sin(branch.query(query_at), frequencies, factor, query), layout=layout
-            )
-            key = rotate(
-                key, *_cos_sin(branch.key(key_at), frequencies, factor, key), layout=layout
+            (branch,) = distance.branches
+            cos, sin = _cos_sin(branch.query(query_at), frequencies, factor, query)
+            key_cos, key_sin = _cos_sin(branch.key(key_at), frequencies, factor, key)
+            query, key = rotate_query_key(
+                query, key, cos, sin, layout=rotary.layout, key_cos=key_cos, key_sin=key_sin
             )
         return torch.nn.functional.scaled_dot_product_attention(
             query,
             key,
             value,
-            is_causal=causal,
+            is_causal=causal and queries > 1,
             scale=scale,
             enable_gqa=query.shape[1] != key.shape[1],
         )
@@ -242,8 +264,8 @@ def _query_factor(log_n: QueryScale, positions: Tensor, query: Tensor) -> Tensor
 def _cos_sin(
     positions: Tensor, frequencies: Tensor, factor: Tensor, x: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(1 | batch, 1, sequence, rotary_dim / 2), float32, or float64 for float64 `x`."""
+    """(1 | batch, sequence, rotary_dim / 2), float32, or float64 for float64 `x`."""
     dtype = torch.promote_types(x.dtype, torch.float32)
-    angle = positions.to(dtype)[:, None, :, None] * frequencies.to(dtype)
+    angle = positions.to(dtype)[:, :, None] * frequencies.to(dtype)
     factor = factor.to(dtype)
     return angle.cos() * factor, angle.sin() * factor

@@ -42,6 +42,8 @@ def unsupported(problem: Problem) -> str | None:
             f"it takes a sliding_window only with causal=True and rules that count single tokens, "
             f"got causal={v.causal} and a unit of {v.unit}"
         )
+    if p.scale <= 0:
+        return f"its attention wants a positive scale, got {p.scale}"
     library = _library(p)
     if isinstance(library, str):
         return library

@@ -112,7 +112,8 @@ def rotary_attention_op(*arguments: Any) -> tuple[Tensor, Tensor]:
     problem, backend = _problem(*arguments)
     # Here and not where the user calls, so that compiled code checks too.
     varlen.check_lengths(problem)
-    with suspended(problem.query):
+    # Triton launches on the current device, which need not be the tensors'.
+    with suspended(problem.query), torch.cuda.device_of(problem.query):
         output, logsumexp = implementation(problem, backend).forward(problem)
     # Compilers take the strides that the fake tensors have.
     return output.contiguous(), logsumexp.contiguous()
@@ -138,7 +139,7 @@ def rotary_attention_backward_op(*arguments: Any) -> tuple[Tensor, Tensor, Tenso
     tensors, rest = arguments[:TENSOR_COUNT], arguments[TENSOR_COUNT:]
     saved, constants = rest[:SAVED_COUNT], rest[SAVED_COUNT:]
     problem, backend = _problem(*tensors, *constants)
-    with suspended(problem.query):
+    with suspended(problem.query), torch.cuda.device_of(problem.query):
         gradients = implementation(problem, backend).backward(problem, *saved)
     # As in the forward, whatever the layout of the inputs.
     query_grad, key_grad, value_grad, sinks_grad = (x.contiguous() for x in gradients)

@@ -49,10 +49,14 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
 def _fused(walk: Walk, piece: Piece) -> tuple[Tensor, Tensor]:
     """Attention of a piece by torch's fused kernel, which also gives the logsumexp to merge by."""
     branch, run = piece.run.nearest, piece.run
-    output, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+    tensors = (
         walk.rows(walk.queries_turned[branch], piece),
         walk.keys_turned[branch][:, :, walk.keys_of(branch, piece)],
         walk.value[:, :, run.start : run.stop],
+    )
+    output, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        # It takes the last dimension to be contiguous, and does not look.
+        *(x if x.stride(-1) == 1 else x.contiguous() for x in tensors),
         scale=1.0,
     )
     if walk.groups == 1:  # rows are heads already, and the kernel's layout need not be undone

@@ -32,6 +32,8 @@ from ropewalk.kernels.rotary_attention.triton.query_gradient import query_kernel
 
 LARGEST_HEAD = 256
 LONGEST = 2**29
+MOST_HEADS = 65535
+"""What the second and third dimension of a grid can count."""
 DELTA_ROWS = 64
 
 
@@ -51,6 +53,13 @@ def unsupported(problem: Problem) -> str | None:
     widest = max(p.query.shape[-1], p.value.shape[-1])
     if widest > LARGEST_HEAD:
         return f"its kernels take heads of at most {LARGEST_HEAD} dimensions, got {widest}"
+    if p.query.is_cuda and torch.cuda.get_device_capability(p.query.device) < (8, 0):
+        return "its kernels are proven for compute capability 8.0 and later"
+    if p.query.shape[0] * p.query.shape[1] > MOST_HEADS:
+        return (
+            f"its kernels take at most {MOST_HEADS} heads of all rows of the batch together, "
+            f"got {p.query.shape[0]} · {p.query.shape[1]}"
+        )
     if len(p.visibility.edges) > 2:
         return f"its kernels take rules of at most 3 branches, got {len(p.visibility.edges) + 1}"
     if max(p.query.shape[2], p.key.shape[2]) >= LONGEST:

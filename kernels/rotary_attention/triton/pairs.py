@@ -174,7 +174,7 @@ def add_mask(scores, mask, rows, columns, stride_row, stride_column, within,
         within: which pairs exist.
         LEAST: an additive value at or below this hides, as −∞ does.
     """
-    at = mask + rows.to(tl.int64) * stride_row + columns * stride_column
+    at = mask + rows.to(tl.int64) * stride_row + columns.to(tl.int64) * stride_column
     if BOOLEAN:
         shown = tl.load(at, mask=within, other=0) != 0
         return tl.where(shown, scores, float("-inf"))

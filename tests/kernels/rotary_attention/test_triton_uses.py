@@ -69,3 +69,10 @@ def test_prefill_equals_token_by_token(place: tuple[str, torch.dtype]) -> None:
             one = rotary_attention(q[:, :, n - 1 : n], k[:, :, :n], v[:, :, :n], **options)
             limit = 1e-5 if dtype == torch.float32 else 8 * torch.finfo(dtype).eps
             torch.testing.assert_close(one, whole[:, :, n - 1 : n], rtol=0, atol=limit)
+
+
+@pytest.mark.interpret
+def test_more_heads_than_a_grid_counts() -> None:
+    q, k, v = (torch.zeros(1, 70000, 1, 4) for _ in range(3))
+    with pytest.raises(ValueError, match="at most 65535 heads .* got 1 · 70000"):
+        rotary_attention(q, k, v, rotary=None, backend="triton")

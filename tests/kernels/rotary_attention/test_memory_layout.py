@@ -1,0 +1,55 @@
+"""Tensors may lie in memory in any way, whichever implementation reads them."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from ropewalk.blocks.rotary import Plain, ReRoPE, RotaryEmbedding
+from ropewalk.kernels.rotary_attention import rotary_attention
+
+VIEWS = {
+    "last-strided": lambda x: x.mT.contiguous().mT,
+    "token-major": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+    "every-other": lambda x: torch.stack((x, x), -1)[..., 0],
+}
+EXTRAS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "mask": {"attention_mask": torch.ones(1, 1, 40, 40, dtype=torch.bool)},
+    "shuffled": {
+        name: torch.randperm(40, generator=torch.Generator().manual_seed(1))
+        for name in ("query_positions", "key_positions")
+    },
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("extra", EXTRAS)
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("distance", [Plain(), ReRoPE(window=15)], ids=["plain", "rerope"])
+@pytest.mark.parametrize("head_dim", [2, 16])
+def test_results_do_not_depend_on_strides(view, extra, backend, distance, head_dim):
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(2, 2, 40, head_dim, generator=generator) for _ in range(4)]
+    results = []
+    for lay in (lambda x: x, VIEWS[view]):
+        leaves = [lay(x).requires_grad_() for x in tensors[:3]]
+        output = rotary_attention(
+            *leaves, rotary=RotaryEmbedding(head_dim), distance=distance, backend=backend,
+            **EXTRAS[extra],
+        )  # fmt: skip
+        results.append((output, *torch.autograd.grad(output, leaves, lay(tensors[3]))))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.5])
+@pytest.mark.parametrize("distance", [Plain(), ReRoPE(window=15)], ids=["plain", "rerope"])
+def test_scales_that_are_not_positive(scale, distance):
+    """Torch's fused attention gives NaN for them; they are answered by the equation."""
+    q, k, v = torch.randn(3, 1, 2, 40, 16)
+    options = {"rotary": RotaryEmbedding(16), "distance": distance, "scale": scale}
+    expected = rotary_attention(q, k, v, backend="reference", **options)
+    torch.testing.assert_close(rotary_attention(q, k, v, **options), expected, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="positive scale, got"):
+        rotary_attention(q, k, v, backend="flash", **options)
