@@ -74,5 +74,5 @@ def test_prefill_equals_token_by_token(place: tuple[str, torch.dtype]) -> None:
 @pytest.mark.interpret
 def test_more_heads_than_a_grid_counts() -> None:
     q, k, v = (torch.zeros(1, 70000, 1, 4) for _ in range(3))
-    with pytest.raises(ValueError, match="at most 65535 heads .* got 1 · 70000"):
+    with pytest.raises(ValueError, match=r"at most 65535 heads .* got 1 · 70000"):
         rotary_attention(q, k, v, rotary=None, backend="triton")
