@@ -141,7 +141,8 @@ def _cuda_peers(shape: Shape, *, main: bool) -> tuple[str, ...]:
     plain, decoding = len(shape.rule.branches) == 1, shape.queries < shape.keys
     peers = ["triton", "flash", "flash-attn"]
     if plain:
-        peers += ["sdpa-flash", "sdpa-cudnn"]
+        # What "auto" takes there: our rotation, then torch's attention.
+        peers += ["auto", "sdpa-flash", "sdpa-cudnn"]
         if not shape.backward and not decoding:
             peers += ["sdpa-flash-alone", "sdpa-cudnn-alone"]
     else:
