@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from ropewalk.kernels.rotary.overlap import overlap
 from ropewalk.kernels.shapes import Layout
 
 LAYOUTS: tuple[Layout, ...] = ("half", "interleaved")
@@ -117,6 +118,12 @@ def check_inplace(query: Tensor, key: Tensor, *norm_weights: Tensor | None) -> N
             )
     if query is key:
         raise ValueError("inplace: expected two tensors, got the same one as query and key")
+    # Compilers hide storages; they keep apart what a graph writes to.
+    if not torch.compiler.is_compiling() and overlap(query, key):
+        raise ValueError(
+            "inplace: expected a query and a key without common elements, got overlapping views of "
+            "one tensor, which would be rotated twice; .clone() one, or pass inplace=False"
+        )
     if not torch.is_grad_enabled():
         return
     normed = any(weight is not None for weight in norm_weights)

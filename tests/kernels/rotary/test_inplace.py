@@ -1,10 +1,13 @@
 """`rotate_query_key(inplace=True)` writes over its tensors, and its gradients are still right."""
 
+from collections import Counter
+
 import pytest
 import torch
 
 from ropewalk.blocks.rotary import RotaryEmbedding
 from ropewalk.kernels.rotary import LAYOUTS, rotate_query_key
+from ropewalk.kernels.rotary.overlap import overlap
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -121,6 +124,34 @@ def test_what_cannot_be_written_is_refused_before_it_is(inputs):
         call(query[:, :1].expand(-1, 4, -1, -1), key)
     with pytest.raises(ValueError, match="got the same one as query and key"):
         call(query, query)
+    before = query.clone()
+    with pytest.raises(ValueError, match="without common elements, got overlapping views"):
+        call(query, query[:, :2])
+    with pytest.raises(ValueError, match="overlapping views"):
+        call(query[:, :2], query[:, 1:])
+    assert torch.equal(query, before)
+
+
+def test_overlap_is_an_element_of_both():
+    """Against the addresses one by one, of slices and strides of every kind."""
+    memory = torch.arange(60)
+    generator = torch.Generator().manual_seed(0)
+    found = Counter()
+    for _ in range(600):
+        views = []
+        for _ in "ab":
+            shape, strides = torch.randint(0, 4, (3,), generator=generator), (1, 2, 3, 4, 6, 9)
+            order = torch.randint(6, (3,), generator=generator).tolist()
+            start = int(torch.randint(12, (), generator=generator))
+            views.append(memory.as_strided(shape.tolist(), [strides[i] for i in order], start))
+        common = bool({*views[0].flatten().tolist()} & {*views[1].flatten().tolist()})
+        assert overlap(*views) is common, [(x.shape, x.stride()) for x in views]
+        found[common] += 1
+    assert min(found.values()) > 50
+    joint = torch.zeros(2, 1000, 48, 64)
+    assert not overlap(joint[:, :, :32].mT, joint[:, :, 32:])
+    assert overlap(joint[:, :, :33].mT, joint[:, :, 32:])
+    assert not overlap(joint, joint.clone())
 
 
 @pytest.mark.parametrize(
