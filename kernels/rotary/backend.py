@@ -8,7 +8,6 @@ The choice is made where the operator runs and not while a compiler traces it, b
 on what is installed. Triton is imported only once it was chosen.
 """
 
-import os
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Literal, get_args
@@ -16,6 +15,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ropewalk.kernels.interpreter import interpreted
 from ropewalk.kernels.rotary import reference
 
 Backend = Literal["auto", "reference", "triton"]
@@ -48,8 +48,7 @@ def implementation(x: Tensor, backend: str) -> ModuleType:
 
 
 def _no_triton(x: Tensor) -> str | None:
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's own variable
-    if x.device.type != "cuda" and not interpreted:
+    if x.device.type != "cuda" and not interpreted():
         return (
             f"expected tensors on a CUDA device, got {x.device}; move them, use 'auto', or set "
             "TRITON_INTERPRET=1 before triton is imported to run the kernels in its interpreter"

@@ -9,7 +9,6 @@ The choice is made where the operator runs and not while a compiler traces it, b
 on what is installed and on the values of positions. Triton is imported only once it was chosen.
 """
 
-import os
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Literal, get_args
@@ -17,6 +16,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ropewalk.kernels.interpreter import interpreted
 from ropewalk.kernels.rotary_attention import flash, reference
 from ropewalk.kernels.rotary_attention.problem import Problem
 
@@ -33,8 +33,7 @@ def check_backend(backend: str) -> None:
 
 def triton_unavailable(query: Tensor) -> str | None:
     """Why Triton cannot run on tensors like this one, or None. Never imports Triton."""
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's own variable
-    if query.device.type != "cuda" and not interpreted:
+    if query.device.type != "cuda" and not interpreted():
         return (
             f"expected tensors on a CUDA device, got {query.device}; move them, or set "
             f"TRITON_INTERPRET=1 before triton is imported to run the kernels in its interpreter"

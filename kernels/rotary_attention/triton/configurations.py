@@ -12,10 +12,11 @@ elements take twice the room. *Heavy* problems have a mask, a cap, positions of 
 branches, and need registers for them; all others are light.
 """
 
-import os
 from typing import Literal, NamedTuple
 
 import torch
+
+from ropewalk.kernels.interpreter import interpreted as interpreted
 
 Kernel = Literal["forward", "query", "key"]
 Chip = Literal["sm_90", "sm_80", "small"]
@@ -153,10 +154,43 @@ SINGLE: dict[Chip, Table] = {
 }
 """32-bit elements."""
 
-
-def interpreted() -> bool:
-    """Whether Triton runs its kernels in the interpreter; the switch is Triton's own."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+AWKWARD: dict[int, dict[Kernel, dict[int, Configuration]]] = {
+    2: {
+        "forward": {
+            64: Configuration(64, 32, 8, 1),
+            128: Configuration(32, 16, 8, 1),
+            256: Configuration(16, 16, 8, 1),
+        },
+        "query": {
+            64: Configuration(64, 32, 4, 2),
+            128: Configuration(32, 32, 8, 1),
+            256: Configuration(16, 16, 8, 1),
+        },
+        "key": {
+            64: Configuration(32, 32, 4, 2),
+            128: Configuration(32, 32, 8, 1),
+            256: Configuration(16, 16, 8, 1),
+        },
+    },
+    4: {
+        "forward": {
+            64: Configuration(32, 32, 8, 1),
+            128: Configuration(16, 16, 8, 1),
+            256: Configuration(16, 16, 8, 1),
+        },
+        "query": {
+            64: Configuration(16, 32, 4, 1),
+            128: Configuration(16, 16, 4, 1),
+            256: Configuration(16, 16, 8, 1),
+        },
+        "key": {
+            64: Configuration(16, 32, 8, 1),
+            128: Configuration(16, 32, 8, 1),
+            256: Configuration(16, 16, 8, 1),
+        },
+    },
+}
+"""Awkward heads, by bytes of an element, of every chip and light or heavy alike."""
 
 
 def power_of_two(count: int) -> int:
@@ -172,6 +206,17 @@ def chip(device: torch.device) -> Chip:
     return "sm_80" if (major, minor) == (8, 0) else "small"
 
 
+def awkward(head_dim: int, value_dim: int, itemsize: int) -> bool:
+    """Whether heads are such that a thread keeps an address for every element it loads.
+
+    So it is where rows do not begin at multiples of 16 bytes, and, in float32, where dimensions
+    are masked off.
+    """
+    widths = head_dim, value_dim
+    unaligned = any(width * itemsize % 16 for width in widths)
+    return unaligned or (itemsize > 2 and any(width != power_of_two(width) for width in widths))
+
+
 def configuration(
     kernel: Kernel, head_dim: int, value_dim: int, itemsize: int, chip: Chip, *, heavy: bool
 ) -> Configuration:
@@ -185,4 +230,6 @@ def configuration(
         heavy: whether the problem takes more registers than the ordinary one.
     """
     width = max(64, power_of_two(max(head_dim, value_dim)))
+    if awkward(head_dim, value_dim, itemsize):
+        return AWKWARD[itemsize][kernel][width]
     return (HALF if itemsize == 2 else SINGLE)[chip][kernel][width][heavy]

@@ -102,7 +102,7 @@ def test_triton_says_why_it_cannot_run(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ValueError, match=r"'triton' cannot run: .* CUDA device, got cpu; move"):
         rotate_query_key(**GOOD, backend="triton")
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setenv("TRITON_INTERPRET", "True")
     double = {name: x.double() for name, x in GOOD.items()}
     with pytest.raises(ValueError, match=r"'triton' cannot run: .* got float64 tensors"):
         rotate_query_key(**double, backend="triton")

@@ -73,7 +73,9 @@ def test_why_triton_cannot_run(inputs, monkeypatch):
             rotary_attention(*tensors, rotary=ROTARY, backend="triton")
 
     refused("expected tensors on a CUDA device, got cpu")
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    refused("expected tensors on a CUDA device, got cpu")
+    monkeypatch.setenv("TRITON_INTERPRET", "Yes")
     refused("float32, got float64")
     tensors = [x.float() for x in tensors]
     monkeypatch.setattr(backend, "find_spec", lambda name: None)
