@@ -29,7 +29,7 @@ def overlap(a: Tensor, b: Tensor) -> bool:
     terms = sorted(
         ((stride, most) for stride, most in times.items() if stride * most), reverse=True
     )
-    return _reaches(terms, b.storage_offset() + end - a.storage_offset())
+    return _reaches(terms, int(b.storage_offset() + end - a.storage_offset()))
 
 
 def _reaches(terms: list[tuple[int, int]], target: int) -> bool:
