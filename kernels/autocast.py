@@ -18,6 +18,8 @@ AUTOCAST_DEVICES = frozenset(
 
 def cast_inputs(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors in autocast's dtype where it is on for their device; float64 stays as it is."""
+    if not all(isinstance(x, Tensor) for x in tensors):
+        return tensors  # the op's own checks have the words for it
     kind = tensors[0].device.type
     if kind not in AUTOCAST_DEVICES or not torch.is_autocast_enabled(kind):
         return tensors

@@ -20,14 +20,14 @@ def require_number(owner: str, expected: str = "a number", **fields: float) -> N
             raise TypeError(f"{owner}.{field}: expected {expected}, got {value!r}{_mend(value)}")
 
 
-def _mend(value: object) -> str:
-    """How to make a plain number of a foreign scalar."""
+def _mend(value: object, kind: str = "float") -> str:
+    """How to make a plain number of a foreign scalar, of the kind that is wanted."""
     if isinstance(value, bool):
         return ""
     if isinstance(value, Integral):
         return "; convert it with int(…)"
     if isinstance(value, Real) or (isinstance(value, Tensor) and value.ndim == 0):
-        return "; convert it with float(…)"
+        return f"; convert it with {kind}(…)"
     return ""
 
 
@@ -55,7 +55,8 @@ def require_integer(owner: str, minimum: int, **fields: int) -> None:
     for field, value in fields.items():
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(
-                f"{owner}.{field}: expected an integer ≥ {minimum}, got {value!r}{_mend(value)}"
+                f"{owner}.{field}: expected an integer ≥ {minimum}, "
+                f"got {value!r}{_mend(value, 'int')}"
             )
         if value < minimum:
             raise ValueError(f"{owner}.{field}: expected an integer ≥ {minimum}, got {value!r}")
@@ -82,7 +83,7 @@ def require_length(length: int | Tensor | None) -> None:
         if isinstance(length, bool) or not isinstance(length, int):
             raise TypeError(
                 "length: expected the tokens in the context, an integer ≥ 1 or a 0-d tensor, "
-                f"got {length!r}{_mend(length)}"
+                f"got {length!r}{_mend(length, 'int')}"
             )
         if length < 1:
             raise ValueError(f"length: expected an integer ≥ 1, got {length!r}")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ropewalk.kernels.rotary_attention import validation
+from ropewalk.kernels.rotary_attention.kinds import require_tensor
 from ropewalk.kernels.rotary_attention.problem import Problem
 
 
@@ -57,6 +58,7 @@ def context_length(positions: Tensor | None, keys: int, cu_key: Tensor | None) -
     """One more than the greatest key position, for frequency rules that depend on it."""
     # Without any key there is a context of no tokens, whose length no rule could use.
     if positions is not None and keys > 0:
+        require_tensor("key_positions", positions)
         return positions.amax() + 1
     if cu_key is not None:
         return cu_key.diff().amax().clamp(min=1)

@@ -6,28 +6,23 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ropewalk.kernels.rotary_attention.kinds import (
+    DISTANCE_RULE,
+    ROTARY,
+    has,
+    is_integer,
+    kind,
+    require_tensor,
+)
 from ropewalk.kernels.rotary_attention.protocols import DistanceRule, QueryScale, Rotary
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-# The protocols' members: compilers can trace hasattr, but not isinstance of a protocol.
-ROTARY = ("rotary_dim", "layout", "inverse_frequencies", "attention_factor")
-DISTANCE_RULE = ("branches", "edges", "unit")
-
-
-def _has(thing: object, members: tuple[str, ...]) -> bool:
-    return not isinstance(thing, type) and all(hasattr(thing, member) for member in members)
-
-
-def _kind(thing: object) -> str:
-    """What came instead; a class where an instance is meant is the likeliest slip."""
-    if isinstance(thing, type):
-        return f"the class {thing.__name__} itself; call it to make an instance"
-    return type(thing).__name__
 
 
 def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
     """Ranks, dtypes, devices and sizes of query, key and value."""
     for name, x in (("query", query), ("key", key), ("value", value)):
+        require_tensor(name, x)
         if x.ndim != 4:
             raise ValueError(
                 f"{name} must have 4 dimensions (batch, heads, sequence, head_dim), "
@@ -57,15 +52,21 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
         raise ValueError(
             f"query and key must share head_dim, got {query.shape[-1]} and {key.shape[-1]}"
         )
+    if query.shape[-1] == 0:
+        raise ValueError(
+            "query and key must have a head_dim of at least 1, got 0; scores of nothing have no "
+            "scale of 1/√head_dim"
+        )
     if key.shape[1:3] != value.shape[1:3]:
         raise ValueError(
             f"key and value must share heads and length, got {tuple(key.shape[1:3])} and "
             f"{tuple(value.shape[1:3])}"
         )
     heads, kv_heads = query.shape[1], key.shape[1]
-    if kv_heads == 0 or heads % kv_heads:
+    if heads == 0 or kv_heads == 0 or heads % kv_heads:
         raise ValueError(
-            f"the query's heads must be a multiple of the key's, got {heads} and {kv_heads}"
+            f"the query's heads must be a multiple of the key's, got {heads} and {kv_heads}; "
+            f"both need at least one"
         )
 
 
@@ -78,10 +79,10 @@ def check_rotary(rotary: Rotary | None, head_dim: int, branches: int) -> None:
                 f"such a rule rotates by itself, so pass the RotaryEmbedding and unrotated tensors"
             )
         return
-    if not _has(rotary, ROTARY):
+    if not has(rotary, ROTARY):
         raise TypeError(
             f"rotary must have rotary_dim, layout, inverse_frequencies and attention_factor, as "
-            f"RotaryEmbedding has, got {_kind(rotary)}; or rotate beforehand and pass rotary=None"
+            f"RotaryEmbedding has, got {kind(rotary)}; or rotate beforehand and pass rotary=None"
         )
     if rotary.rotary_dim % 2 or not 0 < rotary.rotary_dim <= head_dim:
         raise ValueError(
@@ -108,15 +109,20 @@ def check_frequencies(frequencies: Tensor, rotary_dim: int) -> None:
 
 def check_rule(rule: DistanceRule, *, causal: bool) -> None:
     """Branches, edges and unit of a distance rule."""
-    if not _has(rule, DISTANCE_RULE):
+    if not has(rule, DISTANCE_RULE):
         raise TypeError(
             f"distance must have branches, edges and unit, as ReRoPE(window=…) has, "
-            f"got {_kind(rule)}"
+            f"got {kind(rule)}"
         )
     if len(rule.edges) != len(rule.branches) - 1:
         raise ValueError(
             f"a distance rule needs one edge fewer than branches, got {len(rule.edges)} edges "
             f"and {len(rule.branches)} branches"
+        )
+    if not all(is_integer(number) for number in (rule.unit, *rule.edges)):
+        raise TypeError(
+            f"a distance rule's unit and edges must be integers, got unit {rule.unit!r} and edges "
+            f"{tuple(rule.edges)}; convert them with int(…)"
         )
     if rule.unit < 1 or any(edge < 1 for edge in rule.edges):
         raise ValueError(
@@ -136,12 +142,13 @@ def check_log_n(log_n: QueryScale | None) -> None:
     """A function of positions."""
     if log_n is not None and (isinstance(log_n, type) or not callable(log_n)):
         raise TypeError(
-            f"log_n must be a function of positions such as LogN(length=512), got {_kind(log_n)}"
+            f"log_n must be a function of positions such as LogN(length=512), got {kind(log_n)}"
         )
 
 
 def check_positions(name: str, positions: Tensor, batch: int, length: int, device: object) -> None:
     """Shape (sequence,) or (1 | batch, sequence), integer or float."""
+    require_tensor(name, positions)
     if positions.dtype == torch.bool or positions.is_complex():
         raise ValueError(f"{name} must be integer or float, got {positions.dtype}")
     if positions.dtype in (torch.bfloat16, torch.float16):
@@ -163,16 +170,24 @@ def check_numbers(scale: float, sliding_window: int | None, softcap: float | Non
     """Finite scale, positive window and cap."""
     if not -math.inf < scale < math.inf:
         raise ValueError(f"scale must be finite, got {scale}")
+    if sliding_window is not None and not is_integer(sliding_window):
+        raise TypeError(
+            f"sliding_window must be an integer number of keys, got {sliding_window!r}; convert it "
+            f"with int(…), or pass None for no window"
+        )
     if sliding_window is not None and sliding_window < 1:
         raise ValueError(f"sliding_window must be at least 1, got {sliding_window}")
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap must be positive, got {softcap}; pass None for no cap")
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise ValueError(
+            f"softcap must be positive and finite, got {softcap}; pass None for no cap"
+        )
 
 
 def check_sinks(sinks: Tensor | None, query: Tensor) -> None:
     """One logit per query head."""
     if sinks is None:
         return
+    require_tensor("sinks", sinks)
     if tuple(sinks.shape) != (query.shape[1],):
         raise ValueError(
             f"sinks must have one logit per query head, shape ({query.shape[1]},), "
@@ -188,6 +203,7 @@ def check_key_lengths(key_lengths: Tensor | None, query: Tensor) -> None:
     """One integer per row of the batch."""
     if key_lengths is None:
         return
+    require_tensor("key_lengths", key_lengths)
     integer = not (key_lengths.is_floating_point() or key_lengths.is_complex())
     if not integer or key_lengths.dtype == torch.bool:
         raise TypeError(f"key_lengths must be integer, got {key_lengths.dtype}")
@@ -203,6 +219,7 @@ def check_mask(mask: Tensor | None, query: Tensor, keys: int) -> None:
     """Boolean or additive, broadcastable to (batch, heads, query, key)."""
     if mask is None:
         return
+    require_tensor("attention_mask", mask)
     batch, heads, queries, _ = query.shape
     allowed = ((1, batch), (1, heads), (1, queries), (keys,))
     if mask.ndim != 4 or any(n not in ok for n, ok in zip(mask.shape, allowed, strict=True)):
@@ -240,6 +257,7 @@ def check_packed(
     for name, cu in (("cu_seqlens_query", cu_query), ("cu_seqlens_key", cu_key)):
         if cu is None:
             continue
+        require_tensor(name, cu)
         if cu.dtype not in (torch.int32, torch.int64):
             raise TypeError(f"{name} must be int32 or int64, got {cu.dtype}; convert with .int()")
         if cu.ndim != 1 or cu.shape[0] < 2:

@@ -47,6 +47,11 @@ TENSORS = {
     "batch": ((Q, K[:1], K[:1]), "batch size, got 2 .* 1"),
     "head_dim": ((Q, K[..., :6], K), "share head_dim, got 8 and 6"),
     "value length": ((Q, K, K[:, :, :6]), "share heads and length"),
+    "list": (([1], K, K), "query must be a tensor, got list"),
+    "list of keys": ((Q, [1], K), "key must be a tensor, got list"),
+    "no head_dim": ((Q[..., :0], K[..., :0], K), "head_dim of at least 1, got 0"),
+    "no heads": ((Q[:, :0], K, K), "got 0 and 2; both need"),
+    "no key heads": ((Q, K[:, :0], K[:, :0]), "got 4 and 0; both need"),
     "heads": ((zeros(2, 3, 5, 8), K, K), "multiple of the key's, got 3 and 2"),
 }
 
@@ -54,6 +59,8 @@ OPTIONS = {
     "rule edges": ({"distance": Rule(edges=())}, "one edge fewer.*0 edges and 2 branches"),
     "window 0": ({"distance": Rule(edges=(0,))}, "window.*at least 1.*(0,)"),
     "unit 0": ({"distance": Rule(unit=0)}, "unit 0"),
+    "fraction of an edge": ({"distance": Rule(edges=(2.5,))}, r"integers, .*\(2.5,\); .*int"),
+    "true unit": ({"distance": Rule(unit=True)}, "integers, got unit True"),
     "edges fall": ({"distance": Rule((Branch(),) * 3, (2, 2))}, "ascend, got"),
     "not a rule": ({"distance": "rerope"}, "branches, edges and unit.*str"),
     "bidirectional": ({"distance": ReRoPE(3), "causal": False}, "2 branches.*causal=False"),
@@ -83,7 +90,10 @@ OPTIONS = {
     "boolean positions": ({"query_positions": zeros(5).bool()}, "integer or float, got torch.bool"),
     "scale": ({"scale": float("nan")}, "scale must be finite, got nan"),
     "sliding window": ({"sliding_window": 0}, "sliding_window must be at least 1, got 0"),
-    "softcap": ({"softcap": 0.0}, "softcap must be positive, got 0.0"),
+    "fraction of a window": ({"sliding_window": 2.5}, "an integer number of keys, got 2.5"),
+    "true window": ({"sliding_window": True}, "an integer number of keys, got True"),
+    "no cap": ({"softcap": float("inf")}, "softcap must be positive and finite, got inf"),
+    "softcap": ({"softcap": 0.0}, "softcap must be positive and finite, got 0.0"),
     "sinks": ({"sinks": zeros(2)}, r"shape \(4,\), got \(2,\)"),
     "sink dtype": ({"sinks": zeros(4).long()}, "floating point"),
     "key_lengths": ({"key_lengths": torch.tensor([3])}, r"shape \(2,\), got \(1,\)"),
@@ -95,6 +105,17 @@ OPTIONS = {
         {"attention_mask": torch.zeros(2, 1, 5, 7, requires_grad=True)},
         "must not require a gradient",
     ),
+    **{
+        f"list of {name}": ({name: [1]}, f"{name} must be a tensor, got list")
+        for name in (
+            "query_positions",
+            "key_positions",
+            "sinks",
+            "key_lengths",
+            "attention_mask",
+            "cu_seqlens_query",
+        )
+    },
     "log_n": ({"log_n": lambda at: at[..., :1].float()}, "one factor per position"),
     "triton": ({"backend": "triton"}, "expected tensors on a CUDA device, got cpu"),
     "backend": ({"backend": "cuda"}, "'auto', 'reference', 'flash' or 'triton', got 'cuda'"),
@@ -141,6 +162,15 @@ def test_packed(case, dtype):
     packed = K[:1]
     with pytest.raises((ValueError, TypeError), match=message):
         rotary_attention(packed, packed, packed, rotary=ROTARY, **options)
+
+
+def test_integers_of_numpy_are_integers():
+    numpy = pytest.importorskip("numpy")
+    three = numpy.int64(3)
+    got = rotary_attention(
+        Q, K, K, rotary=ROTARY, distance=Rule(edges=(three,)), sliding_window=three
+    )
+    assert got.shape == Q.shape
 
 
 def test_packed_batches():
