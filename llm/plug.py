@@ -24,11 +24,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from ropewalk.blocks.rotary import FrequencyRule, LogN, Plain, RotaryEmbedding
+from ropewalk.blocks.rotary import FrequencyRule, LogN, Plain
 from ropewalk.kernels.rotary_attention.backend import Backend, check_backend
-from ropewalk.kernels.rotary_attention.protocols import DistanceRule, Layout, Rotary
+from ropewalk.kernels.rotary_attention.protocols import DistanceRule
 from ropewalk.llm import attention_interface
-from ropewalk.llm.attention_interface import FixedRotary, LayerPlug
+from ropewalk.llm.attention_interface import LayerPlug
 from ropewalk.llm.config_note import make_note, put_note, variant_text
 from ropewalk.llm.frequencies import (
     base_of,
@@ -38,6 +38,7 @@ from ropewalk.llm.frequencies import (
     write_rope_parameters,
 )
 from ropewalk.llm.journal import MARK, Journal
+from ropewalk.llm.layer_rotary import layer_rotary
 from ropewalk.llm.model_config import (
     ConfigCopies,
     entry_of,
@@ -46,7 +47,7 @@ from ropewalk.llm.model_config import (
     text_config,
     trained_length,
 )
-from ropewalk.llm.native_rotary import RotarySlot, native_rule
+from ropewalk.llm.native_rotary import RotarySlot
 from ropewalk.llm.probe import LayerRotation, probe
 from ropewalk.llm.refusals import is_plugged, refuse_model, refuse_rules
 from ropewalk.llm.rotary_wrapper import RotaryFormat, UnitRotary
@@ -269,27 +270,13 @@ def _layer_plug(
         )
     rule = handle.frequency if layer.slot in extended else None
     return LayerPlug(
-        _rotary(layer.slot, layer.layout, rule, config),
+        layer_rotary(layer.slot, layer.layout, rule, config),
         trailing=layer.trailing,
         distance=handle.distance or Plain(),
         log_n=handle.log_n,
         sliding_window=layer.sliding_window,
         backend=handle.backend,
     )
-
-
-def _rotary(
-    slot: RotarySlot, layout: Layout, rule: FrequencyRule | None, config: PreTrainedConfig
-) -> Rotary:
-    """The rule's frequencies, or the model's own with their factor, in the layer's layout."""
-    rule = rule or native_rule(slot, config)
-    if rule is None:
-        return FixedRotary(slot.frequencies.clone(), slot.factor, layout)
-    rotary_dim, base = 2 * slot.frequencies.shape[0], base_of(slot, config)
-    if rule.depends_on_length:
-        return RotaryEmbedding(rotary_dim, base=base, frequency=rule, layout=layout)
-    frequencies = rule.inverse_frequencies(rotary_dim, base).to(slot.frequencies.device)
-    return FixedRotary(frequencies, float(rule.attention_factor()), layout)
 
 
 def _move_rotation(
