@@ -1,4 +1,4 @@
-"""RotaryAttention: a thin module around the op, and its cache of unrotated keys."""
+"""RotaryAttention: a thin module around the op."""
 
 import copy
 from itertools import pairwise
@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ropewalk.blocks import attention
 from ropewalk.blocks.attention import KeyValueCache, RotaryAttention
 from ropewalk.blocks.rotary import (
     DualChunk,
@@ -65,92 +64,6 @@ def test_plain_equals_attention_written_out():
     )
     expected = module.output_projection(y.transpose(1, 2).reshape(2, 19, 32))
     torch.testing.assert_close(module(x), expected, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("rule", RULES, ids=str)
-@pytest.mark.parametrize("prompt", [1, 7])
-@torch.no_grad()
-def test_prefill_and_steps_equal_one_pass(rule, prompt):
-    module = layer(distance=rule, log_n=LogN(4), qk_norm=True, sliding_window=15)
-    x, cache = stream(length=80), KeyValueCache()
-    parts = [module(x[:, :prompt], cache=cache)]
-    parts += [module(x[:, i : i + 1], cache=cache) for i in range(prompt, 80)]
-    assert cache.length == 80
-    torch.testing.assert_close(torch.cat(parts, 1), module(x), rtol=0, atol=1e-5)
-
-
-@torch.no_grad()
-def test_left_padded_rows_equal_unpadded_ones():
-    module = layer(distance=ReRoPE(5))
-    x = stream()
-    padding = torch.tensor([0, 6])
-    positions = torch.arange(19) - padding[:, None]
-    mask = (torch.arange(19) >= padding[:, None])[:, None, None]
-    cache = KeyValueCache()
-    whole = module(x, positions=positions, attention_mask=mask)
-    alone = module(x[1:, 6:])
-    torch.testing.assert_close(whole[1:, 6:], alone, rtol=0, atol=1e-6)
-    # Row by row the cache goes on from the last position that it was given.
-    first = module(
-        x[:, :15], positions=positions[:, :15], attention_mask=mask[..., :15], cache=cache
-    )
-    rest = module(x[:, 15:], attention_mask=mask, cache=cache)
-    torch.testing.assert_close(torch.cat((first, rest), 1)[1:, 6:], alone, rtol=0, atol=1e-6)
-
-
-@torch.no_grad()
-def test_cache_reorders_rows_and_forgets():
-    module = layer(distance=ReRoPE(5))
-    x, cache = stream(), KeyValueCache()
-    module(x[:, :10], cache=cache)
-    cache.reorder(torch.tensor([1, 1]))
-    got = module(x[:, 10:], cache=cache)
-    swapped = torch.cat((x[[1, 1], :10], x[:, 10:]), 1)
-    torch.testing.assert_close(got, module(swapped)[:, 10:], rtol=0, atol=1e-6)
-    cache.truncate(10)
-    torch.testing.assert_close(module(x[:, 10:], cache=cache), got, rtol=0, atol=1e-6)
-    with pytest.raises(ValueError, match="from 0 to 19, got 20"):
-        cache.truncate(20)
-    assert repr(cache) == "KeyValueCache(length=19)"
-    empty = KeyValueCache()
-    empty.reorder(torch.tensor([0]))
-    assert empty.length == 0
-
-
-def test_cache_refuses_gradients_and_other_batches():
-    module, cache = layer(), KeyValueCache()
-    with pytest.raises(ValueError, match="for inference"):
-        module(stream(), cache=cache)
-    with torch.no_grad():
-        module(stream(), cache=cache)
-        with pytest.raises(ValueError, match="batch and heads"):
-            module(stream(batch=3), cache=cache)
-
-
-@torch.no_grad()
-def test_default_positions_reach_attention_by_index(monkeypatch):
-    """Fast paths need no look at the positions then; a given position ends that for good."""
-    seen = []
-    attend = attention.rotary_attention
-
-    def spy(*tensors, query_positions, key_positions, **options):
-        seen.append((query_positions is None, key_positions is None))
-        return attend(
-            *tensors, query_positions=query_positions, key_positions=key_positions, **options
-        )
-
-    monkeypatch.setattr(attention, "rotary_attention", spy)
-    module, x, cache = layer(distance=ReRoPE(5)), stream(), KeyValueCache()
-    module(x)
-    module(x[:, :6], cache=cache)
-    module(x[:, 6:7], cache=cache)
-    assert cache.by_index
-    assert seen == [(True, True)] * 3
-    module(x[:, 7:9], positions=torch.tensor([9, 11]), cache=cache)
-    module(x[:, 9:10], cache=cache)
-    assert not cache.by_index
-    assert seen[3:] == [(False, False)] * 2
-    assert cache.next_positions(1, x.device).item() == 13
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
