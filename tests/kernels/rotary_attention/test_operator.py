@@ -1,10 +1,7 @@
-"""The op as a citizen of torch: operator checks, compilers, dtypes, strides, fakes, memory."""
+"""The op as a citizen of torch: compilers, dtypes, strides and fakes."""
 
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import dataclass
-from itertools import pairwise
 
 import pytest
 import torch
@@ -20,112 +17,9 @@ from ropewalk.blocks.rotary import (
     RotaryEmbedding,
     SelfExtend,
 )
-from ropewalk.kernels.rotary_attention import flash, op, problem, rotary_attention
+from ropewalk.kernels.rotary_attention import flash, problem, rotary_attention
 
 ROTARY = RotaryEmbedding(8)
-
-
-def operator_arguments(monkeypatch, call):
-    """The arguments with which `call` reaches the operator."""
-    import ropewalk.kernels.rotary_attention.attention as module
-
-    seen = []
-
-    def spy(*arguments):
-        seen.append(arguments)
-        return op.rotary_attention_op(*arguments)
-
-    monkeypatch.setattr(module, "rotary_attention_op", spy)
-    call()
-    monkeypatch.undo()
-    return seen[0]
-
-
-EXTRAS = {
-    "bare": {},
-    "lengths": {"key_lengths": torch.tensor([9, 7])},
-    "everything": {
-        "sinks": torch.randn(4),
-        "softcap": 3.0,
-        "sliding_window": 6,
-        "log_n": LogN(4),
-        "key_lengths": torch.tensor([9, 7]),
-        "attention_mask": torch.rand(2, 1, 5, 9) < 0.8,
-    },
-}
-
-
-@pytest.mark.opcheck
-@pytest.mark.parametrize("backend", ["reference", "flash"])
-@pytest.mark.parametrize("extras", EXTRAS)
-def test_opcheck(inputs, rule, monkeypatch, extras, backend):
-    if (extras, backend) == ("everything", "flash"):
-        backend = "auto"  # a mask and a softcap are not for it
-    tensors = inputs(dtype=torch.float32, queries=5, keys=9).make(grad=True)
-    options = {
-        name: x.clone().requires_grad_() if name == "sinks" else x
-        for name, x in EXTRAS[extras].items()
-    }
-    arguments = operator_arguments(
-        monkeypatch,
-        lambda: rotary_attention(
-            *tensors, rotary=ROTARY, distance=rule[0], backend=backend, **options
-        ),
-    )
-    torch.library.opcheck(op.rotary_attention_op, arguments)
-
-
-@pytest.mark.opcheck
-@pytest.mark.parametrize("backend", ["reference", "flash"])
-def test_opcheck_of_packed_sequences(inputs, rule, monkeypatch, backend):
-    tensors = inputs(batch=1, dtype=torch.float32, queries=7, keys=9).make(grad=True)
-    places = (torch.tensor(x, dtype=torch.int32) for x in ((0, 3, 3, 7), (0, 4, 6, 9)))
-    arguments = operator_arguments(
-        monkeypatch,
-        lambda: rotary_attention(
-            *tensors, rotary=ROTARY, distance=rule[0], backend=backend,
-            **dict(zip(("cu_seqlens_query", "cu_seqlens_key"), places, strict=True)),
-        ),
-    )  # fmt: skip
-    torch.library.opcheck(op.rotary_attention_op, arguments)
-
-
-@pytest.mark.opcheck
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"softcap": 2.0, "backend": "reference"},
-        {"backend": "reference"},
-        {"backend": "flash"},
-        {"backend": "flash", "return_logsumexp": False},
-    ],
-    ids=str,
-)
-def test_gradcheck(inputs, rule, options):
-    sinks = torch.randn(2, dtype=torch.float64, requires_grad=True)
-    tensors = inputs(batch=1, heads=2, kv_heads=1, queries=6, keys=8, head_dim=4).make(grad=True)
-
-    def function(query, key, value, sinks):
-        return rotary_attention(
-            query, key, value, rotary=RotaryEmbedding(4), distance=rule[0], sinks=sinks,
-            **{"return_logsumexp": True, **options},
-        )  # fmt: skip
-
-    torch.autograd.gradcheck(function, (*tensors, sinks))
-
-
-@pytest.mark.opcheck
-def test_gradcheck_of_packed_sequences(inputs, rule):
-    tensors = inputs(batch=1, heads=2, kv_heads=1, queries=7, keys=9, head_dim=4).make(grad=True)
-    places = {
-        "cu_seqlens_query": torch.tensor([0, 3, 7]),
-        "cu_seqlens_key": torch.tensor([0, 5, 9]),
-    }
-
-    def function(*tensors):
-        return rotary_attention(*tensors, rotary=RotaryEmbedding(4), distance=rule[0], **places)
-
-    torch.autograd.gradcheck(function, tensors)
 
 
 def test_gradient_reaches_a_learned_query_scale(inputs):
@@ -309,49 +203,3 @@ def test_far_keys_are_not_rotated_in_decoding(inputs, monkeypatch, backend, modu
         rotary=ROTARY, distance=ReRoPE(window=20), backend=backend,
     )  # fmt: skip
     assert +rotated == {1: 2, 20: 1}
-
-
-PEAK = """
-import resource, sys, torch
-from ropewalk.blocks.rotary import ReRoPE, RotaryEmbedding
-from ropewalk.kernels.rotary_attention import rotary_attention
-torch.set_num_threads(1)
-heads, dim, backward = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "backward"
-rotary = RotaryEmbedding(dim)
-def run(n):
-    q, k, v = (torch.randn(1, heads, n, dim, requires_grad=backward) for _ in range(3))
-    out = rotary_attention(q, k, v, rotary=rotary, distance=ReRoPE(window=256), backend=sys.argv[4])
-    if backward:
-        out.sum().backward()
-run(512)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-for n in map(int, sys.argv[5:]):
-    run(n)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-"""
-
-
-def peaks(*arguments):
-    """Peak resident memory in a process of its own, in KiB beyond a warm-up, length by length."""
-    command = [sys.executable, "-c", PEAK, *map(str, arguments)]
-    run = subprocess.run(command, check=True, capture_output=True, text=True)
-    return list(map(int, run.stdout.split()))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("backend", ["auto", "reference"])
-@pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_memory_grows_linearly(direction, backend):
-    lengths = (4096, 8192, 16384)
-    found = peaks(1, 16, direction, backend, *lengths)
-    matrix = lengths[-1] ** 2 * 4 // 1024  # KiB of one head's scores
-    assert found[-1] < matrix / 8, f"{found} KiB where a matrix of scores has {matrix}"
-    for short, long in pairwise(found):
-        assert long < 2.5 * short + 8 * 1024, f"{found} KiB at lengths {lengths}"
-
-
-@pytest.mark.slow
-def test_16384_tokens_take_less_than_1500_megabytes():
-    """Eight heads of 64 in float32, forward and backward, inputs and gradients included."""
-    (found,) = peaks(8, 64, "backward", "auto", 16384)
-    assert found < 1.5e9 / 1024
