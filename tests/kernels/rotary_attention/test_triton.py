@@ -88,6 +88,10 @@ SHUFFLED = torch.randperm(40, generator=torch.Generator().manual_seed(3))
 KEYS_SEEN = torch.rand(2, 1, 1, 40, generator=torch.Generator().manual_seed(4)) > 0.3
 BIAS = torch.randn(2, 2, 40, 40, generator=torch.Generator().manual_seed(5))
 BIAS = BIAS.masked_fill(BIAS > 1, -torch.inf)
+MOVED = {"query_positions": SHIFTED, "key_positions": SHIFTED}
+PARTIAL = RotaryEmbedding(
+    24, layout="interleaved", rotary_fraction=0.5, frequency=YaRN(factor=4, original_length=32)
+)
 CASES = {
     **{name: Case(name, queries=70, keys=70, batch=1) for name in RULES},
     "fewer-queries": Case(queries=19, keys=70),
@@ -96,17 +100,7 @@ CASES = {
     "one-token": Case(queries=1, keys=1, batch=1),
     "value-dim": Case(value_dim=40),
     "head-dim-24": Case("self-extend", head_dim=24),
-    "partial-interleaved": Case(
-        head_dim=24,
-        options={
-            "rotary": RotaryEmbedding(
-                24,
-                layout="interleaved",
-                rotary_fraction=0.5,
-                frequency=YaRN(factor=4, original_length=32),
-            )
-        },
-    ),
+    "partial-interleaved": Case(head_dim=24, options={"rotary": PARTIAL}),
     "no-rotary": Case("plain", options={"rotary": None}),
     "no-rotary-log-n": Case("plain", options={"rotary": None, "log_n": LogN(length=8)}),
     "log-n": Case("leaky", options={"log_n": LogN(length=8)}),
@@ -128,17 +122,9 @@ CASES = {
         )
         for name in ("plain", "rerope", "dual-chunk")
     },
-    "positions-sliding": Case(
-        options={"query_positions": SHIFTED, "key_positions": SHIFTED, "sliding_window": 27}
-    ),
+    "positions-sliding": Case(options={**MOVED, "sliding_window": 27}),
     "positions-bidirectional": Case(
-        "plain",
-        options={
-            "query_positions": SHIFTED,
-            "key_positions": SHIFTED,
-            "sliding_window": 7,
-            "causal": False,
-        },
+        "plain", options={**MOVED, "sliding_window": 7, "causal": False}
     ),
     "shuffled": Case(options={"query_positions": SHUFFLED, "key_positions": SHUFFLED.flip(0)}),
     "mask": Case(options={"attention_mask": KEYS_SEEN}),
