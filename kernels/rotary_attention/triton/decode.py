@@ -51,7 +51,7 @@ INTERPRETED = Configuration(64, 16, 4, 1, 1)
 
 # By bytes of an element and the width of a head rounded up to a power of two. In flight are
 # `stages` − 1 tiles of keys and of values in each resident: 60 to 130 KiB a multiprocessor, several
-# times the latency of memory times its bandwidth. Proved by test_triton_decode_compile.py.
+# times the latency of memory times its bandwidth. Proved by decode/test_compile.py.
 CONFIGURATIONS: dict[Chip, dict[tuple[int, int], Configuration]] = {
     "sm_90": {
         (2, 64): Configuration(64, 64, 4, 4, 2),

@@ -206,20 +206,11 @@ def decode_kernel(
     maximum = tl.full([ROWS], float("-inf"), tl.float32)
     # From the farthest branch to the nearest, and in each the full tiles before the masked ones.
     for branch in tl.static_range(BRANCHES - 1, -1, -1):
-        start = start0
-        full_start = full_start0
-        full_stop = full_stop0
-        stop = stop0
+        start, full_start, full_stop, stop = start0, full_start0, full_stop0, stop0
         if branch == 1:
-            start = start1
-            full_start = full_start1
-            full_stop = full_stop1
-            stop = stop1
+            start, full_start, full_stop, stop = start1, full_start1, full_stop1, stop1
         elif branch == 2:
-            start = start2
-            full_start = full_start2
-            full_stop = full_stop2
-            stop = stop2
+            start, full_start, full_stop, stop = start2, full_start2, full_stop2, stop2
         start = tl.minimum(tl.maximum(start, begin), end)
         full_start = tl.minimum(tl.maximum(full_start, begin), end)
         full_stop = tl.minimum(tl.maximum(full_stop, begin), end)

@@ -17,34 +17,60 @@ pytestmark = pytest.mark.compile
 
 TOKENS, HEADS, KV_HEADS = 4096, 32, 8
 
+HALF, SINGLE = torch.bfloat16, torch.float32
+
+HEAVY = {"branches": 3, "unit": 64, "sliding_window": 4096, "by_index": False, "softcap": 30.0}
 VARIANTS: dict[str, dict[str, Any]] = {
     # What a configuration must bear: everything at once that its row of the table allows.
     "light": {"branches": 2, "sliding_window": 4096, "packed": True, "sinks": True},
-    "heavy": {
-        "branches": 3,
-        "unit": 64,
-        "sliding_window": 4096,
-        "by_index": False,
-        "softcap": 30.0,
-        "sinks": True,
-        "key_lengths": True,
-        "mask": True,
-    },
+    "not causal": {"branches": 2, "causal": False},
+    "masked": {**HEAVY, "sinks": True, "key_lengths": True, "mask": True},
+    "packed": {**HEAVY, "sinks": True, "packed": True},
 }
-SHAPES = [
-    *((torch.bfloat16, width, name) for width in (64, 128, 256) for name in VARIANTS),
-    *((torch.float32, width, name) for width in (64, 128, 256) for name in VARIANTS),
-    *((torch.bfloat16, width, "light") for width in (32, 72, 80, 96)),
-    (torch.float16, 128, "light"),
+# Element, width of a head, of a value, variant.
+CASES: list[tuple[torch.dtype, int, int, str]] = [
+    *(
+        (dtype, width, width, name)
+        for dtype in (HALF, SINGLE)
+        for width in (64, 128, 256)
+        for name in ("light", "masked", "packed")
+    ),
+    (HALF, 128, 128, "not causal"),
+    (torch.float16, 128, 128, "light"),
+    # Dimensions masked off; in float32 they make heads awkward.
+    (HALF, 72, 72, "packed"),
+    (HALF, 80, 80, "masked"),
+    (HALF, 96, 96, "light"),
+    (SINGLE, 72, 72, "light"),
+    (SINGLE, 80, 80, "masked"),
+    (SINGLE, 96, 96, "packed"),
+    (HALF, 192, 128, "light"),
+    # Awkward: rows off multiples of 16 bytes, and values wider than keys.
+    (HALF, 36, 36, "light"),
+    (HALF, 36, 36, "packed"),
+    (HALF, 100, 100, "light"),
+    (HALF, 100, 100, "packed"),
+    (HALF, 64, 128, "packed"),
+]
+SMALL_CASES: list[tuple[torch.dtype, int, int, str]] = [
+    (HALF, 128, 128, "light"),
+    (HALF, 64, 64, "packed"),
+    (HALF, 128, 128, "packed"),
+    (HALF, 192, 128, "packed"),
+    (SINGLE, 64, 64, "masked"),
+    (SINGLE, 128, 128, "masked"),
+    (SINGLE, 256, 256, "masked"),
 ]
 
 
 def problem(
     dtype: torch.dtype,
     head_dim: int,
+    value_dim: int,
     *,
     branches: int = 1,
     unit: int = 1,
+    causal: bool = True,
     sliding_window: int | None = None,
     packed: bool = False,
     sinks: bool = False,
@@ -64,7 +90,7 @@ def problem(
     return Problem(
         query=empty(1, HEADS, TOKENS, head_dim),
         key=empty(1, KV_HEADS, TOKENS, head_dim),
-        value=empty(1, KV_HEADS, TOKENS, head_dim),
+        value=empty(1, KV_HEADS, TOKENS, value_dim),
         inverse_frequencies=empty(head_dim // 2, dtype=torch.float32),
         attention_factor=empty(dtype=torch.float32),
         query_angles=angles,
@@ -80,7 +106,7 @@ def problem(
             key_positions=index,
             edges=((), (1024,), (1, 2))[branches - 1],
             unit=unit,
-            causal=True,
+            causal=causal,
             sliding_window=sliding_window,
             key_lengths=empty(1, dtype=torch.int32) if key_lengths else None,
             attention_mask=empty(1, 1, TOKENS, TOKENS) if mask else None,
@@ -93,43 +119,48 @@ def problem(
 
 
 def backward(p: Problem) -> None:
-    output = torch.empty_like(p.query)
+    output = p.query.new_empty(*p.query.shape[:-1], p.value.shape[-1])
     statistics = torch.empty(p.query.shape[:-1], device="meta")
     launch.backward(p, output, statistics, output, statistics)
 
 
 @pytest.mark.parametrize("direction", [launch.forward, backward], ids=["forward", "backward"])
-@pytest.mark.parametrize(("dtype", "head_dim", "variant"), SHAPES, ids=str)
+@pytest.mark.parametrize(("dtype", "head_dim", "value_dim", "variant"), CASES, ids=str)
 def test_fits_and_spills_nothing(
     dtype: torch.dtype,
     head_dim: int,
+    value_dim: int,
     variant: str,
     direction: Callable[[Problem], Any],
     arch: int,
     compile_launches: Callable[..., list[Any]],
 ) -> None:
-    for compiled in compile_launches(
-        direction, problem(dtype, head_dim, **VARIANTS[variant]), arch=arch
-    ):
+    p = problem(dtype, head_dim, value_dim, **VARIANTS[variant])
+    for compiled in compile_launches(direction, p, arch=arch):
         compiled.check()
 
 
 @pytest.mark.parametrize("direction", [launch.forward, backward], ids=["forward", "backward"])
-@pytest.mark.parametrize(("dtype", "head_dim"), [(torch.bfloat16, 128), (torch.float32, 256)])
+@pytest.mark.parametrize(("dtype", "head_dim", "value_dim", "variant"), SMALL_CASES, ids=str)
 def test_chips_with_little_shared_memory(
     dtype: torch.dtype,
     head_dim: int,
+    value_dim: int,
+    variant: str,
     direction: Callable[[Problem], Any],
     compile_launches: Callable[..., list[Any]],
 ) -> None:
-    p = problem(dtype, head_dim, **VARIANTS["light"])
+    p = problem(dtype, head_dim, value_dim, **VARIANTS[variant])
     for compiled in compile_launches(direction, p, arch=89):
         compiled.check()
 
 
-def test_heads_of_a_group_apart(arch: int, compile_launches: Callable[..., list[Any]]) -> None:
+@pytest.mark.parametrize("dtype", [HALF, SINGLE], ids=str)
+def test_heads_of_a_group_apart(
+    dtype: torch.dtype, arch: int, compile_launches: Callable[..., list[Any]]
+) -> None:
     """The atomic form of the backward, which a single short sequence takes."""
-    p = problem(torch.bfloat16, 128, branches=2)
+    p = problem(dtype, 128, 128, branches=2)
     short = {name: getattr(p, name)[:, :, :256] for name in ("query", "key", "value")}
     angles = {name: getattr(p, name)[..., :256] for name in ("query_angles", "key_angles")}
     changed = {**vars(p), **short, **angles, "deterministic": False}
