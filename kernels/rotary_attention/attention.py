@@ -154,8 +154,8 @@ def rotary_attention(
     by_index = query_positions is None and key_positions is None
     packed = None
     if cu_seqlens_query is not None:
-        starts = cu_seqlens_query.int()
-        packed = (starts, starts if cu_seqlens_key is None else cu_seqlens_key.int())
+        starts = _narrow(cu_seqlens_query)
+        packed = (starts, starts if cu_seqlens_key is None else _narrow(cu_seqlens_key))
     cu_query, cu_key = (None, None) if packed is None else packed
     if length is None:
         length = positions.context_length(key_positions, keys, cu_key)
@@ -232,6 +232,11 @@ def rotary_attention(
         by_index,
     )
     return (output, logsumexp) if return_logsumexp else output
+
+
+def _narrow(cu_seqlens: Tensor) -> Tensor:
+    """As int32; numbers that do not fit stay too large, so that they are refused."""
+    return cu_seqlens.clamp(-(2**31), 2**31 - 1).int()
 
 
 def _frequencies(

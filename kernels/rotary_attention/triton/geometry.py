@@ -128,7 +128,10 @@ def geometry(problem: Problem, *, keys: tuple[Tensor, ...] | None = None) -> Geo
         "query": queries,
         "value": value,
         "mask": None,
-        "key_lengths": see.key_lengths,
+        # Kernels read 32 bits, into which a longer number must not wrap.
+        "key_lengths": None
+        if see.key_lengths is None
+        else see.key_lengths.clamp(0, p.key.shape[2]),
         "cu_queries": None,
         "cu_keys": None,
         "query_branch": queries.stride(0),

@@ -131,6 +131,7 @@ PACKED = {
     "decreasing": ({"cu_seqlens_query": lengths(0, 5, 3, 7)}, "decrease, got 5 followed by 3"),
     "end": ({"cu_seqlens_query": lengths(0, 3, 6)}, "end at the number of tokens, 7, got 6"),
     "beyond": ({"cu_seqlens_query": lengths(0, 3, 9)}, "end at the number of tokens, 7, got 9"),
+    "wraps": ({"cu_seqlens_query": torch.tensor([0, 2**32 + 7])}, "tokens, 7, got 2147483647"),
     "begin": ({"cu_seqlens_query": lengths(1, 3, 7)}, "begin with 0, got 1"),
     "key end": ({"cu_seqlens_key": lengths(0, 3, 5)}, "cu_seqlens_key must end .* 7, got 5"),
     "counts": ({"cu_seqlens_key": lengths(0, 7)}, "equally many sequences, got 2 and 1"),
