@@ -130,11 +130,11 @@ SINGLE: dict[Chip, Table] = {
         "query": {
             64: (Configuration(32, 32, 4, 2), Configuration(32, 32, 4, 2)),
             128: (Configuration(32, 16, 8, 1), Configuration(16, 16, 4, 1)),
-            256: (Configuration(32, 32, 8, 1), Configuration(32, 32, 8, 1)),
+            256: (Configuration(32, 32, 8, 1), Configuration(16, 16, 8, 1)),
         },
         "key": {
             64: (Configuration(16, 32, 4, 1), Configuration(16, 32, 4, 1)),
-            128: (Configuration(64, 32, 8, 1), Configuration(16, 32, 8, 1)),
+            128: (Configuration(16, 16, 4, 1), Configuration(16, 16, 4, 1)),
             256: (Configuration(16, 32, 8, 1), Configuration(16, 32, 8, 1)),
         },
     },

@@ -92,16 +92,23 @@ def _grid_of_queries(
     if p.cu_seqlens_query is not None:
         tiles = packed_tiles(p.cu_seqlens_query, p.query.shape[2], how.rows)
         blocks = len(tiles)
-    return (blocks, p.query.shape[0] * p.query.shape[1]), _told(how, tiles)
+    return (blocks, p.query.shape[0] * p.query.shape[1]), _told(how, tiles, p.query.element_size())
 
 
-def _told(how: Configuration, tiles: Tensor | None) -> dict[str, Any]:
+def most_registers(warps: int) -> int:
+    """Registers that a thread can have in a program of so many warps."""
+    return min(255, 65536 // (32 * warps))
+
+
+def _told(how: Configuration, tiles: Tensor | None, itemsize: int) -> dict[str, Any]:
     return {
         "tiles": tiles,
         "ROWS": how.rows,
         "COLUMNS": how.columns,
         "num_warps": how.warps,
         "num_stages": how.stages,
+        # Left alone, the assembler spills a little of float32's kernels to fit more of them.
+        "maxnreg": most_registers(how.warps) if itemsize == 4 else None,
     }
 
 
@@ -227,7 +234,7 @@ def _grad_key(g: Geometry, rows: dict[str, Any]) -> tuple[Tensor, Tensor]:
         key_kernel,
         (blocks, programs, g.branches),
         **_shared(g, "queries_ordered", rows["grad_output"]),
-        **_told(how, tiles),
+        **_told(how, tiles, p.query.element_size()),
         **rows,
         grad_key=grad_keys,
         grad_value=grad_values,
