@@ -1,8 +1,8 @@
 """Tile sizes, warps and pipeline stages of every kernel: a table, not a search at run time.
 
-tests/kernels/rotary_attention/test_triton_compile.py compiles them ahead of time and finds each
-within its chip's shared memory and without a spilled register: on sm_90 and sm_80 every entry of
-HALF and SINGLE and, of AWKWARD, widths of 64 and 128; of `small` those of its list, as sm_89.
+tests/kernels/rotary_attention/test_triton_compile.py compiles the kernels ahead of time and finds
+each within its chip's shared memory and without a spilled register: on sm_90 and sm_80 every entry
+of HALF and SINGLE and, of AWKWARD, widths of 64 and 128; of `small` those of its list, as sm_89.
 Known to spill: bfloat16 192/128 heavy, packed, forward on sm_90 (40 bytes), and awkward heavy
 packed forward on sm_80 wider than 128 (8 bytes in 16 bits, 48 in 32). Not examined: a tensor whose
 memory itself begins off a multiple of 16 bytes. Chips:
