@@ -236,6 +236,8 @@ def rotary_attention(
 
 def _narrow(cu_seqlens: Tensor) -> Tensor:
     """As int32; numbers that do not fit stay too large, so that they are refused."""
+    if cu_seqlens.dtype == torch.int32:  # the same tensor, whose numbers may have been read before
+        return cu_seqlens
     return cu_seqlens.clamp(-(2**31), 2**31 - 1).int()
 
 

@@ -173,7 +173,8 @@ def turn(x: Tensor, turned: Tensor, positions: Tensor, inverse_frequencies: Tens
         BRANCHES=turned.shape[0], HEAD_DIM=head_dim, PAIRS=pairs, PAIR_BLOCK=pair_block,
         REST_BLOCK=power_of_two(max(head_dim - 2 * pairs, 1)), ROWS=rows, HEADS=together,
         INTERLEAVED=interleaved, FACTOR=factor is not None, ROW_FACTOR=row_factor is not None,
-        num_warps=4,
+        # Left alone, the assembler spills a little to fit more programs than memory can feed.
+        num_warps=4, maxnreg=128,
     )  # fmt: skip
 
 
