@@ -4,6 +4,7 @@ import importlib.util
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -138,3 +139,10 @@ def test_transformers_imports_from_the_repository_root(
 
 def test_kernels_has_no_init_file() -> None:
     assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_type_checks_read_every_folder() -> None:
+    """The checker does not follow links below a folder it includes, so each is named."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    included = set(project["tool"]["pyright"]["include"])
+    assert {f"build/typing/ropewalk/{folder}" for folder in FOLDERS} <= included

@@ -7,6 +7,8 @@ at least four programs of 128 threads on a multiprocessor, and reads 16 bytes at
 
 from dataclasses import dataclass
 
+from ropewalk.kernels.sizes import ceil_divide, power_of_two
+
 # Programs from which on a program may take several heads, which reads a tile's angles less often:
 # a few waves of a large GPU, so that the last one does not leave much of it idle.
 PROGRAMS = 4096
@@ -32,9 +34,9 @@ def configuration(
     head_dim: int, pairs: int, element_size: int, tokens: int, kernel: str
 ) -> Configuration:
     """Sizes for `tokens` tokens over the batch; `kernel` is "forward" or "backward"."""
-    block_pairs = _next_power_of_2(pairs)
+    block_pairs = power_of_two(pairs)
     rest = head_dim - 2 * pairs
-    block_rest = _next_power_of_2(max(rest, 1))
+    block_rest = power_of_two(max(rest, 1))
     width = 2 * block_pairs + (block_rest if rest else 0)
     elements = ELEMENTS[kernel] // (2 if element_size > 2 and kernel == "forward" else 1)
     rows = _rows(elements, width)
@@ -48,18 +50,9 @@ def _rows(elements: int, width: int) -> int:
     return 1 << max(0, (elements // width).bit_length() - 1)
 
 
-def _next_power_of_2(number: int) -> int:
-    return 1 << (number - 1).bit_length()
-
-
-def blocks(number: int, size: int) -> int:
-    """How many blocks of a size hold a number of things."""
-    return -(-number // size)
-
-
 def heads_per_program(tiles: int, heads: int, kv_heads: int) -> int:
     """How many heads a program takes; more where there are programs enough anyway."""
     for number in HEADS_PER_PROGRAM:
-        if tiles * (blocks(heads, number) + blocks(kv_heads, number)) >= PROGRAMS:
+        if tiles * (ceil_divide(heads, number) + ceil_divide(kv_heads, number)) >= PROGRAMS:
             return number
     return 1

@@ -9,12 +9,12 @@ from torch import Tensor
 from ropewalk.kernels.rotary.rotation import Rotation
 from ropewalk.kernels.rotary.triton.configurations import (
     Configuration,
-    blocks,
     configuration,
     heads_per_program,
 )
 from ropewalk.kernels.rotary.triton.turn import turn_kernel
 from ropewalk.kernels.rotary.triton.turn_back import turn_back_kernel
+from ropewalk.kernels.sizes import ceil_divide
 
 
 def forward(
@@ -67,11 +67,13 @@ def _grid(query: Tensor, key: Tensor, rotation: Rotation, kernel: str) -> _Grid:
     sizes = configuration(query.shape[-1], pairs, query.element_size(), tokens, kernel)
     tiles = max(_tiles(query, sizes), _tiles(key, sizes))
     heads = heads_per_program(tiles, query.shape[1], key.shape[1])
-    return _Grid(sizes, tiles, heads, blocks(query.shape[1], heads), blocks(key.shape[1], heads))
+    return _Grid(
+        sizes, tiles, heads, ceil_divide(query.shape[1], heads), ceil_divide(key.shape[1], heads)
+    )
 
 
 def _tiles(x: Tensor, sizes: Configuration) -> int:
-    return blocks(x.shape[0] * x.shape[2], sizes.rows) if x.numel() else 0
+    return ceil_divide(x.shape[0] * x.shape[2], sizes.rows) if x.numel() else 0
 
 
 def _launch(

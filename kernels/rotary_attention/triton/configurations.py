@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from ropewalk.kernels.interpreter import interpreted as interpreted
+from ropewalk.kernels.sizes import power_of_two
 
 Kernel = Literal["forward", "query", "key"]
 Chip = Literal["sm_90", "sm_80", "small"]
@@ -195,11 +195,6 @@ AWKWARD: dict[int, dict[Kernel, dict[int, Configuration]]] = {
     },
 }
 """Awkward heads, by bytes of an element, of every chip and light or heavy alike."""
-
-
-def power_of_two(count: int) -> int:
-    """The least power of two that is at least `count`."""
-    return 1 << max(count - 1, 0).bit_length()
 
 
 def chip(device: torch.device) -> Chip:

@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ropewalk.kernels.interpreter import interpreted
 from ropewalk.kernels.rotary_attention.problem import Problem
 from ropewalk.kernels.rotary_attention.triton.configurations import (
     Chip,
     chip,
-    interpreted,
-    power_of_two,
 )
 from ropewalk.kernels.rotary_attention.triton.decode_kernels import decode_kernel, merge_kernel
 from ropewalk.kernels.rotary_attention.triton.geometry import contiguous_rows, geometry
+from ropewalk.kernels.sizes import ceil_divide, power_of_two
 
 MOST_QUERIES = 16
 """Beyond, reading the cache is no longer what takes the time."""
@@ -77,10 +77,6 @@ CONFIGURATIONS: dict[Chip, dict[tuple[int, int], Configuration]] = {
 }
 
 
-def _ceil_divide(count: int, size: int) -> int:
-    return -(-count // size)
-
-
 def _shape(problem: Problem) -> tuple[int, int]:
     """What a configuration is looked up by."""
     p = problem
@@ -118,7 +114,7 @@ def count_splits(programs: int, tiles: int, slots: int) -> int:
         slots: programs that run at a time.
     """
     most = max(1, min(tiles // LEAST_TILES, slots))
-    busy = [n * programs / (_ceil_divide(n * programs, slots) * slots) for n in range(1, most + 1)]
+    busy = [n * programs / (ceil_divide(n * programs, slots) * slots) for n in range(1, most + 1)]
     enough = 0.95 * max(busy)
     return next(n for n, share in enumerate(busy, 1) if share >= enough)
 
@@ -156,10 +152,10 @@ def decode(problem: Problem) -> tuple[Tensor, Tensor]:
 
     group_rows = heads // kv_heads * queries
     rows = min(max(16, power_of_two(group_rows)), 16 if _heavy(p) else how.rows)
-    row_blocks = _ceil_divide(group_rows, rows)
+    row_blocks = ceil_divide(group_rows, rows)
     splits = count_splits(
         row_blocks * batch * kv_heads,
-        _ceil_divide(keys, how.columns),
+        ceil_divide(keys, how.columns),
         slots_of(p.query.device, how.residents),
     )
     partial = output.new_empty((splits, *output.shape), dtype=torch.float32)

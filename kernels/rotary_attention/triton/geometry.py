@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ropewalk.kernels.interpreter import interpreted
 from ropewalk.kernels.rotary_attention.problem import Problem
 from ropewalk.kernels.rotary_attention.schedule import block_index
-from ropewalk.kernels.rotary_attention.triton.configurations import interpreted, power_of_two
 from ropewalk.kernels.rotary_attention.triton.turn import empty_turned, turn
+from ropewalk.kernels.sizes import power_of_two
 
 HUGE = 2**29 - 1
 

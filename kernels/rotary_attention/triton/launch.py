@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ropewalk.kernels.interpreter import interpreted
 from ropewalk.kernels.rotary_attention.problem import Problem
 from ropewalk.kernels.rotary_attention.triton.backward import delta_kernel
 from ropewalk.kernels.rotary_attention.triton.configurations import (
@@ -13,8 +14,6 @@ from ropewalk.kernels.rotary_attention.triton.configurations import (
     Kernel,
     chip,
     configuration,
-    interpreted,
-    power_of_two,
 )
 from ropewalk.kernels.rotary_attention.triton.decode import decode, suits
 from ropewalk.kernels.rotary_attention.triton.forward import forward_kernel
@@ -29,17 +28,13 @@ from ropewalk.kernels.rotary_attention.triton.geometry import (
 )
 from ropewalk.kernels.rotary_attention.triton.key_gradient import key_kernel
 from ropewalk.kernels.rotary_attention.triton.query_gradient import query_kernel
+from ropewalk.kernels.sizes import ceil_divide, power_of_two
 
 LARGEST_HEAD = 256
 LONGEST = 2**29
 MOST_HEADS = 65535
 """What the second and third dimension of a grid can count."""
 DELTA_ROWS = 64
-
-
-def ceil_divide(count: int, size: int) -> int:
-    """Blocks of `size` that hold `count`."""
-    return -(-count // size)
 
 
 def run(kernel: Any, grid: tuple[int, ...], **arguments: Any) -> None:

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ropewalk.kernels.rotary_attention.triton.angles import sine_cosine
-from ropewalk.kernels.rotary_attention.triton.configurations import power_of_two
+from ropewalk.kernels.sizes import ceil_divide, power_of_two
 
 HEADS_TOGETHER = 4
 
@@ -161,7 +161,7 @@ def turn(x: Tensor, turned: Tensor, positions: Tensor, inverse_frequencies: Tens
     pair_block = power_of_two(max(pairs, 1))
     rows = max(8, 1024 // max(pair_block, 16))
     together = 1 if back else min(HEADS_TOGETHER, heads)
-    grid = (-(-length // rows), -(-heads // together), batch)
+    grid = (ceil_divide(length, rows), ceil_divide(heads, together), batch)
     kernel: Any = turn_back_kernel if back else turn_kernel
     kernel[grid](
         x, turned, positions, inverse_frequencies, factor, row_factor,
