@@ -9,24 +9,11 @@ The call:
     problem.py     what is asked: tensors, constants and the rotation
     backend.py     which implementation answers
     varlen.py      packed sequences and rows of different lengths, one dense problem after another
-
-The equation:
-    reference.py   forward and backward, by blocks of queries
     schedule.py    which keys a block of queries meets, through which branch
-    walk.py        the scores of one tile of queries and keys
-    softmax.py     the running softmax that merges tiles
 
-Attention that exists:
-    flash.py       near and far attention, merged
-    parts.py       the branches of a rule as ordinary attention
-    turning.py     the rotation in few passes over memory
-    merge.py       attention to disjoint sets of keys, merged by logsumexp
-    library.py     what is asked of a library
-    cpu.py         torch's fused attention for CPUs
-    tiles.py       how windowed attention is cut into its calls
-    cuda.py        flash-attn, and the flash attention inside torch
-
-Kernels:
+What answers it:
+    reference/     the equation in torch
+    flash/         attention that exists, near and far merged
     triton/        one kernel for all branches
 
 Example:

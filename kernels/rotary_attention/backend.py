@@ -1,7 +1,7 @@
 """Which implementation answers a problem: Triton's kernels, attention that exists, or the equation.
 
-    reference   the equation in torch, by blocks of queries (reference.py); takes everything
-    flash       near and far attention from a library, merged by logsumexp (flash.py)
+    reference   the equation in torch, by blocks of queries (reference/); takes everything
+    flash       near and far attention from a library, merged by logsumexp (flash/)
     triton      one kernel for all branches, on NVIDIA GPUs or in Triton's interpreter (triton/)
     auto        the fastest of them that takes the problem: all of them mean the same result
 

@@ -1,4 +1,4 @@
-"""`forward` and `backward` of a problem by the kernels; the same signatures as reference.py's."""
+"""`forward` and `backward` of a problem by the kernels; the same signatures as reference/'s."""
 
 from typing import Any
 

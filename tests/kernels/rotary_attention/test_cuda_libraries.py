@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from ropewalk.blocks.rotary import ReRoPE, RotaryEmbedding
-from ropewalk.kernels.rotary_attention import cuda, flash, rotary_attention
+from ropewalk.kernels.rotary_attention import flash, rotary_attention
+from ropewalk.kernels.rotary_attention.flash import cuda
 
 ROTARY = RotaryEmbedding(8)
 
@@ -96,7 +97,7 @@ def flash_attn(monkeypatch):
     vars(module).update(_flash_attn_forward=forward, _flash_attn_backward=backward)
     monkeypatch.setitem(sys.modules, "flash_attn", ModuleType("flash_attn"))
     monkeypatch.setitem(sys.modules, "flash_attn.flash_attn_interface", module)
-    monkeypatch.setattr(flash, "_library", lambda problem: cuda.FlashAttn())
+    monkeypatch.setattr(flash.launch, "_library", lambda problem: cuda.FlashAttn())
     return seen
 
 
@@ -126,7 +127,7 @@ def torch_flash(monkeypatch):
             dout, q, k, v, out, lse, scale, causal, window_size_left, window_size_right
         )
 
-    monkeypatch.setattr(flash, "_library", lambda problem: cuda.TorchFlash())
+    monkeypatch.setattr(flash.launch, "_library", lambda problem: cuda.TorchFlash())
     with torch.library._scoped_library("aten", "IMPL") as kernels:
         kernels.impl("_flash_attention_forward", forward, "CPU")
         kernels.impl("_flash_attention_backward", backward, "CPU")

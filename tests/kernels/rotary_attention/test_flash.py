@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from ropewalk.blocks.rotary import LogN, Plain, ReRoPE, RotaryEmbedding, SelfExtend
-from ropewalk.kernels.rotary_attention import rotary_attention, tiles
+from ropewalk.kernels.rotary_attention import rotary_attention
+from ropewalk.kernels.rotary_attention.flash import tiles
 
 ROTARY = RotaryEmbedding(8)
 

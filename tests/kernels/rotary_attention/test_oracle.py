@@ -20,9 +20,9 @@ from ropewalk.kernels.rotary_attention import (
     reference,
     rotary_attention,
     schedule,
-    tiles,
-    walk,
 )
+from ropewalk.kernels.rotary_attention.flash import tiles
+from ropewalk.kernels.rotary_attention.reference import walk
 
 
 @pytest.fixture(params=["masked", "triangles", "tiles"], autouse=True)
@@ -37,7 +37,7 @@ def _paths(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     triangles_from = 2 if request.param == "triangles" else 100
     monkeypatch.setattr(tiles, "MASKED_BACKWARD_WINDOW", triangles_from)
     if request.param == "tiles":
-        monkeypatch.setattr(reference, "_fusable", lambda problem: False)
+        monkeypatch.setattr(reference.launch, "_fusable", lambda problem: False)
 
 
 def compare(oracle: Any, tensors: tuple, rule: tuple, tolerance: float = 1e-12, **options) -> None:

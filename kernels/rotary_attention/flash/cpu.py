@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ropewalk.kernels.rotary_attention.library import Shape, Share
+from ropewalk.kernels.rotary_attention.flash.library import Shape, Share
+from ropewalk.kernels.rotary_attention.flash.tiles import Tile, tiles
 from ropewalk.kernels.rotary_attention.problem import Problem
-from ropewalk.kernels.rotary_attention.tiles import Tile, tiles
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward

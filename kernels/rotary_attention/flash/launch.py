@@ -18,13 +18,14 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from ropewalk.kernels.rotary_attention import cpu, cuda, reference, varlen
-from ropewalk.kernels.rotary_attention.library import Library, Shape
-from ropewalk.kernels.rotary_attention.merge import Merged
-from ropewalk.kernels.rotary_attention.parts import Part, parts
+from ropewalk.kernels.rotary_attention import reference, varlen
+from ropewalk.kernels.rotary_attention.flash import cpu, cuda
+from ropewalk.kernels.rotary_attention.flash.library import Library, Shape
+from ropewalk.kernels.rotary_attention.flash.merge import Merged
+from ropewalk.kernels.rotary_attention.flash.parts import Part, parts
+from ropewalk.kernels.rotary_attention.flash.turning import turn
 from ropewalk.kernels.rotary_attention.positions import index_shift
 from ropewalk.kernels.rotary_attention.problem import Problem
-from ropewalk.kernels.rotary_attention.turning import turn
 
 
 def unsupported(problem: Problem) -> str | None:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ropewalk.kernels.rotary_attention.problem import Problem
+from ropewalk.kernels.rotary_attention.reference.walk import Walk
 from ropewalk.kernels.rotary_attention.schedule import Piece
-from ropewalk.kernels.rotary_attention.walk import Walk
 
 
 class RunningSoftmax:

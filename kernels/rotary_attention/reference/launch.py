@@ -1,4 +1,4 @@
-"""Rotary attention in torch, by blocks of queries: the oracle, and the path that CPUs take.
+"""Rotary attention in torch, by blocks of queries: the oracle, and the path of last resort.
 
     o_i = Σ_j exp(s_ij − lse_i) v_j,   lse_i = log(Σ_j exp(s_ij) + exp(sink))
 
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ropewalk.kernels.rotary_attention import varlen
 from ropewalk.kernels.rotary_attention.problem import Problem
+from ropewalk.kernels.rotary_attention.reference.softmax import RunningSoftmax
+from ropewalk.kernels.rotary_attention.reference.walk import Walk
 from ropewalk.kernels.rotary_attention.schedule import Piece
-from ropewalk.kernels.rotary_attention.softmax import RunningSoftmax
-from ropewalk.kernels.rotary_attention.walk import Walk
 
 
 def _fusable(problem: Problem) -> bool:

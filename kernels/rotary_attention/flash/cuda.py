@@ -12,7 +12,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from ropewalk.kernels.rotary_attention.library import Library, Shape, Share
+from ropewalk.kernels.rotary_attention.flash.library import Library, Shape, Share
 from ropewalk.kernels.rotary_attention.problem import Problem
 
 

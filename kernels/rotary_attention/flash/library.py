@@ -1,4 +1,4 @@
-"""Attention that exists: what the composition in flash.py asks of it, and who can answer.
+"""Attention that exists: what the composition in launch.py asks of it, and who can answer.
 
 A library computes causal attention with an optional sliding window, or full attention, and the
 logsumexp; and its backward for *given* output and logsumexp. Handed those of the whole, merged
