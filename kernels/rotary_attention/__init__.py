@@ -4,7 +4,8 @@ The call:
     attention.py   the public function: positions, branches, dispatch
     positions.py   where queries and keys are by default
     protocols.py   what a rotary embedding and a distance rule look like to the op
-    validation.py  what is refused, and in which words
+    kinds.py       what kind of thing was passed
+    validation/    what is refused, and in which words
     op.py          the torch operator: schema, fake tensors, autograd
     problem.py     what is asked: tensors, constants and the rotation
     backend.py     which implementation answers

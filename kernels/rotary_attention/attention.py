@@ -134,11 +134,14 @@ def rotary_attention(
     distance = _PLAIN if distance is None else distance
     query, key, value = cast_inputs(query, key, value)
     validation.check_tensors(query, key, value)
+    validation.check_options(
+        scale, sliding_window, softcap,
+        causal=causal, deterministic=deterministic, return_logsumexp=return_logsumexp,
+    )  # fmt: skip
     validation.check_rule(distance, causal=causal)
     validation.check_rotary(rotary, query.shape[-1], len(distance.branches))
     validation.check_log_n(log_n)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
-    validation.check_numbers(scale, sliding_window, softcap)
     validation.check_sinks(sinks, query)
     validation.check_key_lengths(key_lengths, query)
     validation.check_mask(attention_mask, query, key.shape[-2])
