@@ -5,6 +5,7 @@ cannot finish ends with one line and exit code 1.
 """
 
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -17,7 +18,6 @@ Number = TypeVar("Number", int, float)
 
 app = typer.Typer(
     name="ropewalk",
-    help="RoPE variants for language models: plug them in, measure them at long context.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -31,6 +31,24 @@ Threads = Annotated[
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
 ]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"ropewalk {version('ropewalk')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """RoPE variants for language models: plug them in, measure them at long context."""
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,10 @@ def test_variants_lists_every_rule(command):
     assert code == 0
     for expected in ("ntk-mixed", "exponent: float [0.625]", "9706", "trained length / 4", "log-n"):
         assert expected in out
+
+
+def test_version(command):
+    assert command("--version") == (0, f"ropewalk {version('ropewalk')}\n", "")
 
 
 def test_text_of_ones_own_is_evaluated(command, tmp_path):
