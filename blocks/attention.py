@@ -8,6 +8,7 @@ Grouped-query heads (arXiv 2305.13245), query-key normalisation before the rotat
 distance rule. Keys are cached unrotated. Time O(seq²·dim), memory O(seq·dim).
 """
 
+import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
@@ -129,8 +130,8 @@ class RotaryAttention(nn.Module):
             The update of the residual stream.
 
         Raises:
-            ValueError: shapes that do not fit, a cache while gradients are recorded, or a cache and
-                packed sequences.
+            ValueError: shapes that do not fit, a cache while gradients are recorded or of another
+                layer, or a cache and packed sequences.
         """
         if x.ndim != 3 or x.shape[-1] != self.dim:
             raise ValueError(
@@ -145,15 +146,18 @@ class RotaryAttention(nn.Module):
                 "a key-value cache continues every row of a batch, and packed sequences share one "
                 "row; pass either cache or cu_seqlens"
             )
+        if cache is not None and not torch.compiler.is_compiling():
+            cache.claim(self)
         query = self.query_norm(self._heads(self.query_projection(x)))
         key = self.key_norm(self._heads(self.key_projection(x)))
         value = self._heads(self.value_projection(x))
-        key_positions = positions
+        key_positions, by_index = positions, True
         if cache is not None:
             queries = x.shape[1]
             rows = positions[None] if positions is not None and positions.ndim == 1 else positions
-            key, value, held = cache.append(key, value, rows)
-            if not cache.by_index:
+            by_index = cache.counts(rows)
+            key, value, held = cache.write(key, value, rows)
+            if not by_index:
                 positions, key_positions = held[:, held.shape[1] - queries :], held
         y = rotary_attention(
             query,
@@ -171,6 +175,8 @@ class RotaryAttention(nn.Module):
             attention_mask=attention_mask,
             backend=self.backend,
         )
+        if cache is not None:
+            cache.commit(key.shape[2], by_index=by_index)
         assert isinstance(y, Tensor)  # without return_logsumexp there is one result
         return self.output_projection(y.transpose(1, 2).flatten(2))
 

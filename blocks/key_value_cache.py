@@ -6,6 +6,8 @@ are kept beside the keys. Storage doubles when it is full: appending n tokens on
 keys in all.
 """
 
+import weakref
+
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
@@ -15,6 +17,8 @@ MINIMUM_CAPACITY = 64
 
 class KeyValueCache:
     """Unrotated keys, values and key positions of one attention layer, for inference.
+
+    Each layer needs a cache of its own. A call that fails leaves the cache as it was.
 
     Example:
         >>> cache = KeyValueCache()
@@ -33,6 +37,21 @@ class KeyValueCache:
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
         self._positions: Tensor | None = None
+        self._layer: weakref.ref[object] | None = None
+
+    def claim(self, layer: object) -> None:
+        """Notes whose keys these are.
+
+        Raises:
+            ValueError: they are another layer's.
+        """
+        owner = None if self._layer is None else self._layer()
+        if owner is not None and owner is not layer and self.length > 0:
+            raise ValueError(
+                "this KeyValueCache holds the keys of another layer; make one for each layer, such "
+                "as [KeyValueCache() for _ in layers]"
+            )
+        self._layer = weakref.ref(layer)
 
     def append(
         self,
@@ -40,7 +59,18 @@ class KeyValueCache:
         value: Float[Tensor, "batch kv_heads seq value_dim"],
         positions: Shaped[Tensor, "rows seq"] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Adds tokens at the end.
+        """Adds tokens at the end: `write` and `commit`."""
+        everything = self.write(key, value, positions)
+        self.commit(everything[0].shape[2], by_index=self.counts(positions))
+        return everything
+
+    def write(
+        self,
+        key: Float[Tensor, "batch kv_heads seq head_dim"],
+        value: Float[Tensor, "batch kv_heads seq value_dim"],
+        positions: Shaped[Tensor, "rows seq"] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Writes tokens behind the end, where they are not held before `commit`.
 
         Args:
             key: unrotated keys of the new tokens.
@@ -60,7 +90,6 @@ class KeyValueCache:
                 "run under torch.no_grad(), or train without a cache"
             )
         start, stop = self.length, self.length + key.shape[-2]
-        by_index = positions is None and (self.by_index or start == 0)
         if positions is None:
             positions = self.next_positions(key.shape[-2], key.device)
         self._keys = _grown(self._keys, key, start, stop, axis=2, name="keys")
@@ -69,8 +98,15 @@ class KeyValueCache:
         self._keys[:, :, start:stop] = key
         self._values[:, :, start:stop] = value
         self._positions[:, start:stop] = positions
-        self.length, self.by_index = stop, by_index
         return self._keys[:, :, :stop], self._values[:, :, :stop], self._positions[:, :stop]
+
+    def counts(self, positions: Tensor | None) -> bool:
+        """Whether positions would still be indices with tokens at `positions` at the end."""
+        return positions is None and (self.by_index or self.length == 0)
+
+    def commit(self, length: int, *, by_index: bool) -> None:
+        """Holds what was written up to `length`; see `counts` for `by_index`."""
+        self.length, self.by_index = length, by_index
 
     def next_positions(self, count: int, device: torch.device) -> Int[Tensor, "rows count"]:
         """Positions of the next `count` tokens: on from the last one held, row by row."""

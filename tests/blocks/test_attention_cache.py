@@ -1,5 +1,7 @@
 """RotaryAttention with its cache of unrotated keys: steps, padding, reordering, refusals."""
 
+import copy
+
 import pytest
 import torch
 
@@ -119,3 +121,26 @@ def test_default_positions_reach_attention_by_index(monkeypatch):
     assert not cache.by_index
     assert seen[3:] == [(False, False)] * 2
     assert cache.next_positions(1, x.device).item() == 13
+
+
+@torch.no_grad()
+def test_a_call_that_fails_leaves_the_cache_as_it_was():
+    module, x, cache = layer(distance=ReRoPE(5)), stream(), KeyValueCache()
+    module(x[:, :6], cache=cache)
+    with pytest.raises(ValueError, match="attention_mask must have shape"):
+        module(x[:, 6:9], positions=torch.arange(3), attention_mask=x[None], cache=cache)
+    assert (cache.length, cache.by_index) == (6, True)
+    rest = module(x[:, 6:], cache=cache)
+    torch.testing.assert_close(rest, module(x)[:, 6:], rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_cache_of_another_layer_is_refused():
+    first, second, cache = layer(), layer(), KeyValueCache()
+    first(stream(), cache=cache)
+    with pytest.raises(ValueError, match="one for each layer"):
+        second(stream(), cache=cache)
+    first(stream(), cache=copy.deepcopy(cache))
+    cache.truncate(0)
+    second(stream(), cache=cache)
+    assert cache.length == 19
