@@ -4,9 +4,15 @@ The kernel is the one behind `F.scaled_dot_product_attention` on CPUs. It aligns
 keys at their beginnings, knows no window, and takes any batch and head strides, so that the blocks
 of a tensor go in as its heads without a copy, and grouped queries share their keys. It must not be
 called with an empty tensor, and reads the last dimension as contiguous.
+
+Where the processor multiplies bfloat16 by tiles (AMX), bfloat16 goes in as it is: queries and keys
+are rotated in float32 and rounded once, as before any fused attention, and parts are merged in
+float32. Elsewhere, and for float16, which no processor has such products of, float32 is as fast or
+faster, and more exact.
 """
 
 from collections.abc import Iterator
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -25,8 +31,15 @@ def unsupported(problem: Problem) -> str | None:
 
 
 def dtype(query: Tensor) -> torch.dtype:
-    """Float32, or float64 for float64."""
+    """Bfloat16 for bfloat16 where that is fast; else float32, or float64 for float64."""
+    if query.dtype == torch.bfloat16 and _multiplies_bfloat16():
+        return torch.bfloat16
     return torch.promote_types(query.dtype, torch.float32)
+
+
+@cache
+def _multiplies_bfloat16() -> bool:
+    return torch.cpu._is_amx_tile_supported()
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, shape: Shape) -> Iterator[Share]:
@@ -39,9 +52,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, shape: Shape) -> Iterator[
                 rows, _keys(key, tile, rows), _keys(value, tile, rows), is_causal=tile.causal,
                 attn_mask=mask, scale=shape.scale,
             )  # fmt: skip
-            yield Share(
-                groups, tile.queries, *(_back(x, tile, groups) for x in (output, logsumexp))
-            )
+            # Merged in float32, and rounded only then.
+            results = output.to(logsumexp.dtype), logsumexp
+            yield Share(groups, tile.queries, *(_back(x, tile, groups) for x in results))
 
 
 def backward(
@@ -144,4 +157,4 @@ def _add_keys(gradient: Tensor, part: Tensor, tile: Tile) -> None:
             target.unfold(1, width, block).mT.add_(own)
     else:
         target = gradient[:, tile.keys]
-        target += part.sum(1) if part.shape[1] > 1 else part[:, 0]
+        target += part.sum(1, dtype=target.dtype) if part.shape[1] > 1 else part[:, 0]

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from ropewalk.blocks.rotary import LogN, Plain, ReRoPE, RotaryEmbedding, SelfExtend
+from ropewalk.kernels.rotary import rotate
 from ropewalk.kernels.rotary_attention import rotary_attention
-from ropewalk.kernels.rotary_attention.flash import tiles
+from ropewalk.kernels.rotary_attention.flash import cpu, tiles
 
 ROTARY = RotaryEmbedding(8)
 
@@ -138,7 +139,9 @@ def test_plain_attention_with_extras_is_fused(inputs):
     torch.testing.assert_close(lse, expected, rtol=0, atol=1e-11)
 
 
-def test_self_extend_in_bfloat16_errs_no_more_than_the_reference(inputs):
+def test_self_extend_in_bfloat16_errs_no_more_than_the_reference(inputs, monkeypatch):
+    """Where bfloat16 is computed in float32."""
+    monkeypatch.setattr(cpu, "_multiplies_bfloat16", lambda: False)
     exact = inputs(queries=200, keys=200).make()
     half = [x.bfloat16() for x in exact]
     options = {"rotary": ROTARY, "distance": SelfExtend(group=4, window=30)}
@@ -148,3 +151,59 @@ def test_self_extend_in_bfloat16_errs_no_more_than_the_reference(inputs):
         for backend in ("flash", "reference")
     ]
     assert errors[0] <= 1.1 * errors[1]
+
+
+def two_matrices(query, key, value, *, distance):
+    """ReRoPE in plain torch, in the dtype of its inputs, rotated in float32."""
+    queries, window = query.shape[2], distance.window
+
+    def turned(x, at):
+        angle = at.to(torch.promote_types(x.dtype, torch.float32))[:, None]
+        angle = angle * ROTARY.inverse_frequencies().to(angle.dtype)
+        return rotate(x.to(angle.dtype), angle.cos(), angle.sin(), layout="half").to(x.dtype)
+
+    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+    at = torch.arange(queries)
+    near = turned(query, at) @ turned(key, at).mT
+    far = turned(query, torch.full_like(at, window)) @ key.mT
+    apart = at[:, None] - at
+    scores = torch.where(apart < window, near, far) / query.shape[-1] ** 0.5
+    scores = scores.masked_fill(apart < 0, -torch.inf)
+    return scores.softmax(-1) @ value
+
+
+@pytest.mark.parametrize("native", [False, True], ids=["in float32", "as it is"])
+@pytest.mark.parametrize("kv_heads", [1, 4])
+@pytest.mark.parametrize("window", [20, 600])
+def test_bfloat16_is_as_exact_as_plain_torch(
+    inputs, as_exact_as, monkeypatch, native, kv_heads, window
+):
+    """On processors with fast products of bfloat16 and on those without, all tiles."""
+    monkeypatch.setattr(cpu, "_multiplies_bfloat16", lambda: native)
+    half = inputs(queries=1300, keys=1300, kv_heads=kv_heads, dtype=torch.float32).make()
+    half = [x.bfloat16().requires_grad_() for x in half]
+    exact = [x.detach().double().requires_grad_() for x in half]
+    weight = torch.randn(half[0].shape, generator=torch.Generator().manual_seed(3))
+    rule = ReRoPE(window)
+
+    def with_gradients(output, tensors):
+        weighted = (output * weight.to(output.dtype)).sum()
+        return output, *torch.autograd.grad(weighted, tensors)
+
+    ours = rotary_attention(*half, rotary=ROTARY, distance=rule, backend="flash")
+    peer, truth = (two_matrices(*tensors, distance=rule) for tensors in (half, exact))
+    assert ours.dtype == torch.bfloat16
+    for a, b, c in zip(
+        with_gradients(peer, half), with_gradients(ours, half), with_gradients(truth, exact),
+        strict=True,
+    ):  # fmt: skip
+        as_exact_as(a, b, c)
+
+
+def test_bfloat16_goes_in_as_it_is_where_that_is_fast(inputs, monkeypatch):
+    query, *_ = inputs().make()
+    for native in (False, True):
+        monkeypatch.setattr(cpu, "_multiplies_bfloat16", lambda native=native: native)
+        assert cpu.dtype(query.bfloat16()) == (torch.bfloat16 if native else torch.float32)
+        assert cpu.dtype(query.half()) == torch.float32
+        assert cpu.dtype(query.double()) == torch.float64
