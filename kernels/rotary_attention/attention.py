@@ -17,7 +17,7 @@ from ropewalk.kernels.rotary_attention.protocols import (
     DistanceRule,
     QueryScale,
     Rotary,
-    key_copies,
+    map_numbers,
 )
 
 
@@ -162,10 +162,17 @@ def rotary_attention(
     cu_query, cu_key = (None, None) if packed is None else packed
     if length is None:
         length = positions.context_length(key_positions, keys, cu_key)
-    key_at = positions.key_positions(key_positions, query, keys, cu_key)
-    query_at = positions.query_positions(query_positions, query, key_at, key_lengths, packed)
+    query_at = key_at = None
+    if not by_index:
+        key_at = positions.key_positions(key_positions, query, keys, cu_key)
+    if not by_index or log_n is not None:
+        query_at = positions.query_positions(
+            query_positions, query, keys, key_at, key_lengths, packed
+        )
     frequencies, factor = _frequencies(rotary, length, query)
-    query_factor = None if log_n is None else _query_factor(log_n, query_at, query)
+    query_factor = None
+    if log_n is not None and query_at is not None:
+        query_factor = _query_factor(log_n, query_at, query)
     if query_factor is not None and query_factor.requires_grad:
         # A learned scale: the operator has no gradient for it, a product outside has.
         query = (query * query_factor[:, None, :, None]).to(query.dtype)
@@ -192,6 +199,9 @@ def rotary_attention(
             query = (query * query_factor[:, None, :, None]).to(query.dtype)
         if rotary is not None:
             (branch,) = distance.branches
+            if query_at is None or key_at is None:
+                key_at = positions.key_positions(None, query, keys, None)
+                query_at = positions.query_positions(None, query, keys, None, None, None)
             cos, sin = _cos_sin(branch.query(query_at), frequencies, factor, query)
             key_cos, key_sin = _cos_sin(branch.key(key_at), frequencies, factor, key)
             query, key = rotate_query_key(
@@ -205,34 +215,32 @@ def rotary_attention(
             scale=scale,
             enable_gqa=query.shape[1] != key.shape[1],
         )
-    dtype = torch.promote_types(query.dtype, torch.float32)
     output, logsumexp = rotary_attention_op(
         query,
         key,
         value,
         frequencies,
-        factor,
-        torch.stack([branch.query(query_at, dtype) for branch in distance.branches]),
-        torch.stack([branch.key(key_at, dtype) for branch in distance.branches]),
-        query_at,
-        key_at,
+        factor if isinstance(factor, Tensor) else None,
+        # The default positions are said by giving none.
+        None if by_index else query_at,
+        None if by_index else key_at,
         query_factor,
         sinks,
         key_lengths,
         attention_mask,
         cu_query,
         cu_key,
+        map_numbers(distance.branches),
         list(distance.edges),
         distance.unit,
         "half" if rotary is None else rotary.layout,
         causal,
+        1.0 if isinstance(factor, Tensor) else factor,
         scale,
         sliding_window,
         softcap,
-        key_copies(distance.branches),
         backend,
         deterministic,
-        by_index,
     )
     return (output, logsumexp) if return_logsumexp else output
 
@@ -246,18 +254,14 @@ def _narrow(cu_seqlens: Tensor) -> Tensor:
 
 def _frequencies(
     rotary: Rotary | None, length: int | Tensor, query: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Inverse frequencies (rotary_dim / 2) and the attention factor, a scalar tensor."""
+) -> tuple[Tensor, Tensor | float]:
+    """Inverse frequencies (rotary_dim / 2) and the attention factor, a number or scalar tensor."""
     if rotary is None:
-        return query.new_empty(0, dtype=torch.float32), torch.ones((), device=query.device)
+        return query.new_empty(0, dtype=torch.float32), 1.0
     frequencies = rotary.inverse_frequencies(length).to(query.device)
     validation.check_frequencies(frequencies, rotary.rotary_dim)
     factor = rotary.attention_factor(length)
-    if isinstance(factor, Tensor):
-        return frequencies, factor.to(query.device)
-    # Made on the device: copying a number to it would wait for all that it still has to do.
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    return frequencies, torch.full((), factor, dtype=dtype, device=query.device)
+    return frequencies, factor.to(query.device) if isinstance(factor, Tensor) else float(factor)
 
 
 def _query_factor(log_n: QueryScale, positions: Tensor, query: Tensor) -> Tensor:
@@ -272,10 +276,10 @@ def _query_factor(log_n: QueryScale, positions: Tensor, query: Tensor) -> Tensor
 
 
 def _cos_sin(
-    positions: Tensor, frequencies: Tensor, factor: Tensor, x: Tensor
+    positions: Tensor, frequencies: Tensor, factor: Tensor | float, x: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(1 | batch, sequence, rotary_dim / 2), float32, or float64 for float64 `x`."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     angle = positions.to(dtype)[:, :, None] * frequencies.to(dtype)
-    factor = factor.to(dtype)
+    factor = factor.to(dtype) if isinstance(factor, Tensor) else factor
     return angle.cos() * factor, angle.sin() * factor

@@ -1,8 +1,9 @@
 """`ropewalk::rotary_attention` as a torch operator: schema, fake tensors and autograd.
 
 The operator takes tensors and numbers only. What a distance rule means has already been turned into
-the positions of each branch, (branches, 1 | batch, sequence), and the thresholds between branches,
-so that neither the operator nor a kernel behind it knows a rule by name. The backward is an
+the numbers of its position maps and the thresholds between branches, so that neither the operator
+nor a kernel behind it knows a rule by name. Positions that are the default ones are not passed:
+`by index`, nothing is launched before the operator. The backward is an
 operator of its own, because it walks blocks as the forward does and must stay opaque to compilers.
 """
 
@@ -15,24 +16,22 @@ from ropewalk.kernels.autocast import suspended
 from ropewalk.kernels.rotary_attention import varlen
 from ropewalk.kernels.rotary_attention.backend import implementation
 from ropewalk.kernels.rotary_attention.problem import Problem
-from ropewalk.kernels.rotary_attention.protocols import Layout
-from ropewalk.kernels.rotary_attention.schedule import Visibility
+from ropewalk.kernels.rotary_attention.protocols import Layout, maps_of
 
 # In the order in which `_problem` takes them. What autograd saves lies between the two.
 TENSORS = (
-    "Tensor query, Tensor key, Tensor value, Tensor inverse_frequencies, Tensor attention_factor, "
-    "Tensor query_angles, Tensor key_angles, Tensor query_positions, Tensor key_positions, "
+    "Tensor query, Tensor key, Tensor value, Tensor inverse_frequencies, "
+    "Tensor? attention_factor, Tensor? query_positions, Tensor? key_positions, "
     "Tensor? query_factor, Tensor? sinks, Tensor? key_lengths, Tensor? attention_mask, "
     "Tensor? cu_seqlens_query, Tensor? cu_seqlens_key"
 )
 SAVED = "Tensor output, Tensor logsumexp, Tensor grad_output, Tensor grad_logsumexp"
 CONSTANTS = (
-    "int[] edges, int unit, str layout, bool causal, float scale, int? sliding_window, "
-    "float? softcap, int[] key_copies, "
-    "str backend, bool deterministic, bool by_index"
+    "float[] maps, int[] edges, int unit, str layout, bool causal, float factor, float scale, "
+    "int? sliding_window, float? softcap, str backend, bool deterministic"
 )
 TENSOR_COUNT, SAVED_COUNT = TENSORS.count(",") + 1, SAVED.count(",") + 1
-SINKS = 10
+SINKS = 8
 
 
 def _problem(
@@ -40,28 +39,26 @@ def _problem(
     key: Tensor,
     value: Tensor,
     inverse_frequencies: Tensor,
-    attention_factor: Tensor,
-    query_angles: Tensor,
-    key_angles: Tensor,
-    query_positions: Tensor,
-    key_positions: Tensor,
+    attention_factor: Tensor | None,
+    query_positions: Tensor | None,
+    key_positions: Tensor | None,
     query_factor: Tensor | None,
     sinks: Tensor | None,
     key_lengths: Tensor | None,
     attention_mask: Tensor | None,
     cu_seqlens_query: Tensor | None,
     cu_seqlens_key: Tensor | None,
+    maps: list[float],
     edges: list[int],
     unit: int,
     layout: str,
     causal: bool,
+    factor: float,
     scale: float,
     sliding_window: int | None,
     softcap: float | None,
-    key_copies: list[int],
     backend: str,
     deterministic: bool,
-    by_index: bool,
 ) -> tuple[Problem, str]:
     """The problem and the backend that was asked for."""
     problem = Problem(
@@ -69,27 +66,22 @@ def _problem(
         key=key,
         value=value,
         inverse_frequencies=inverse_frequencies,
-        attention_factor=attention_factor,
-        query_angles=query_angles,
-        key_angles=key_angles,
+        factor=factor if attention_factor is None else attention_factor,
+        query_positions=query_positions,
+        key_positions=key_positions,
         query_factor=query_factor,
         sinks=sinks,
+        key_lengths=key_lengths,
+        attention_mask=attention_mask,
+        branches=maps_of(maps),
+        edges=tuple(edges),
+        unit=unit,
         layout=cast("Layout", layout),
+        causal=causal,
         scale=scale,
+        sliding_window=sliding_window,
         softcap=softcap,
-        key_copies=tuple(key_copies),
-        visibility=Visibility(
-            query_positions=query_positions,
-            key_positions=key_positions,
-            edges=tuple(edges),
-            unit=unit,
-            causal=causal,
-            sliding_window=sliding_window,
-            key_lengths=key_lengths,
-            attention_mask=attention_mask,
-        ),
         deterministic=deterministic,
-        by_index=by_index,
         cu_seqlens_query=cu_seqlens_query,
         cu_seqlens_key=cu_seqlens_key,
     )

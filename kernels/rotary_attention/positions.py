@@ -3,15 +3,20 @@
     key j at j;  query i at (key positions)[last] − (queries − 1 − i)
 
 With `key_lengths` the last key is each row's last valid one; in a packed batch both restart with
-every sequence. All of it stays on the device, so that nothing waits for a GPU.
+every sequence. All of it stays on the device, so that nothing waits for a GPU. Where both are the
+default ones the operator is given neither, and who needs them as tensors makes them (`problem.py`).
 """
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ropewalk.kernels.rotary_attention import validation
 from ropewalk.kernels.rotary_attention.kinds import require_tensor
-from ropewalk.kernels.rotary_attention.problem import Problem
+
+if TYPE_CHECKING:
+    from ropewalk.kernels.rotary_attention.problem import Problem
 
 
 def key_positions(positions: Tensor | None, query: Tensor, keys: int, cu: Tensor | None) -> Tensor:
@@ -26,12 +31,22 @@ def key_positions(positions: Tensor | None, query: Tensor, keys: int, cu: Tensor
 def query_positions(
     positions: Tensor | None,
     query: Tensor,
-    key_at: Tensor,
+    keys: int,
+    key_at: Tensor | None,
     key_lengths: Tensor | None,
     cu_seqlens: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
-    """(1 | batch, query); by default the last query sits at the last key that is valid."""
-    queries, keys = query.shape[-2], key_at.shape[-1]
+    """(1 | batch, query); by default the last query sits at the last key that is valid.
+
+    Args:
+        positions: those that the caller gave.
+        query: (…, query, head_dim).
+        keys: how many there are.
+        key_at: positions of the keys, (1 | batch, key); None if they are the default ones.
+        key_lengths: valid keys of each row.
+        cu_seqlens: cumulative lengths of a packed batch's queries and keys.
+    """
+    queries = query.shape[-2]
     if positions is not None:
         validation.check_positions(
             "query_positions", positions, query.shape[0], queries, query.device
@@ -44,14 +59,17 @@ def query_positions(
         if keys == 0:
             return back[None] - 1
         last = (cu_key[1:].long() - 1).clamp(0, keys - 1)
+        key_at = key_positions(None, query, keys, cu_key) if key_at is None else key_at
         return key_at[:, last][:, sequence] + back
     back = torch.arange(1 - queries, 1, device=query.device)
     if keys == 0:
         return back[None] - 1
     if key_lengths is None:
-        return key_at[:, -1:] + back
+        return back[None] + (keys - 1) if key_at is None else key_at[:, -1:] + back
     last = (key_lengths[:, None].long() - 1).clamp(0, keys - 1)
-    return key_at.expand(query.shape[0], -1).gather(1, last) + back
+    if key_at is not None:
+        last = key_at.expand(query.shape[0], -1).gather(1, last)
+    return last + back
 
 
 def context_length(positions: Tensor | None, keys: int, cu_key: Tensor | None) -> int | Tensor:
@@ -72,7 +90,7 @@ def sequence_of(cu: Tensor, tokens: int) -> Tensor:
     return torch.searchsorted(cu[1:], index, right=True).clamp(max=cu.shape[0] - 2)
 
 
-def index_shift(problem: Problem) -> int | None:
+def index_shift(problem: "Problem") -> int | None:
     """Query 0's key index, if queries and keys both count up by one and no query has a later key.
 
     Distances are then differences of indices. None for any other positions, or if the blocks of a

@@ -28,6 +28,10 @@ from ropewalk.kernels.shapes import Layout
 __all__ = ["Branch", "DistanceRule", "Layout", "PositionMap", "QueryScale", "Rotary"]
 
 
+MAP_NUMBERS = 5
+"""How many numbers say a position map."""
+
+
 class PositionMap(NamedTuple):
     """An index-to-position map: ((index mod `modulus`) / `divisor` + `offset`), at most `maximum`.
 
@@ -59,12 +63,52 @@ class PositionMap(NamedTuple):
             position = position + self.offset
         return position if self.maximum is None else position.clamp(max=self.maximum)
 
+    def numbers(self) -> list[float]:
+        """The fields as `MAP_NUMBERS` numbers; modulus 0 and an infinite maximum for none."""
+        return [
+            float(self.divisor),
+            float(self.offset),
+            float(self.floor),
+            0.0 if self.modulus is None else float(self.modulus),
+            math.inf if self.maximum is None else float(self.maximum),
+        ]
+
+    @classmethod
+    def of(cls, numbers: Sequence[float]) -> "PositionMap":
+        """The map that has these `numbers`."""
+        divisor, offset, floor, modulus, maximum = numbers
+        return cls(
+            divisor,
+            offset,
+            floor != 0,
+            None if modulus == 0 else int(modulus),
+            None if maximum == math.inf else maximum,
+        )
+
 
 class Branch(NamedTuple):
     """One way to place queries and keys: the position map of each."""
 
     query: PositionMap = PositionMap()
     key: PositionMap = PositionMap()
+
+
+def map_numbers(branches: Sequence[Branch]) -> list[float]:
+    """All position maps as numbers, branch by branch, the queries' before the keys'.
+
+    An operator takes numbers and no objects, and a kernel that knows them needs no tensor of
+    positions where these are the default ones.
+    """
+    return [n for branch in branches for places in branch for n in places.numbers()]
+
+
+def maps_of(numbers: Sequence[float]) -> tuple[Branch, ...]:
+    """The branches whose `map_numbers` these are."""
+    maps = [
+        PositionMap.of(numbers[start : start + MAP_NUMBERS])
+        for start in range(0, len(numbers), MAP_NUMBERS)
+    ]
+    return tuple(map(Branch, maps[::2], maps[1::2]))
 
 
 def key_copies(branches: Sequence[Branch]) -> list[int]:

@@ -46,7 +46,7 @@ def check_lengths(problem: Problem) -> None:
 
 def is_ragged(problem: Problem) -> bool:
     """Whether sequences are packed, or rows have lengths of their own."""
-    return problem.cu_seqlens_query is not None or problem.visibility.key_lengths is not None
+    return problem.cu_seqlens_query is not None or problem.key_lengths is not None
 
 
 def forward(dense: Callable[[Problem], Any], problem: Problem) -> tuple[Tensor, Tensor]:
@@ -106,9 +106,9 @@ def _packed(problem: Problem) -> Iterator[tuple[Index, Index]]:
 
 
 def _by_row(problem: Problem) -> Iterator[tuple[Index, Index]]:
-    assert problem.visibility.key_lengths is not None
+    assert problem.key_lengths is not None
     queries, keys = problem.query.shape[2], problem.key.shape[2]
-    lengths = [min(max(n, 0), keys) for n in problem.visibility.key_lengths.tolist()]
+    lengths = [min(max(n, 0), keys) for n in problem.key_lengths.tolist()]
     alike = len(set(lengths)) == 1
     rows = [slice(None)] if alike else [slice(b, b + 1) for b in range(len(lengths))]
     for row, length in zip(rows, lengths, strict=False):
@@ -116,24 +116,19 @@ def _by_row(problem: Problem) -> Iterator[tuple[Index, Index]]:
 
 
 def _cut(p: Problem, queries: Index, keys: Index) -> Problem:
-    def positions(x: Tensor, index: Index) -> Tensor:
-        """(…, 1 | batch, sequence)."""
-        return x[..., index[0] if x.shape[-2] > 1 else slice(None), index[2]]
+    def given(x: Tensor | None, index: Index) -> Tensor | None:
+        """Of (1 | batch, sequence); default positions are the sequence's own by themselves."""
+        return None if x is None else x[index[0] if len(x) > 1 else slice(None), index[2]]
 
-    visibility = p.visibility._replace(
-        query_positions=positions(p.visibility.query_positions, queries),
-        key_positions=positions(p.visibility.key_positions, keys),
-        key_lengths=None,
-    )
     return replace(
         p,
         query=p.query[queries],
         key=p.key[keys],
         value=p.value[keys],
-        query_angles=positions(p.query_angles, queries),
-        key_angles=positions(p.key_angles, keys),
-        query_factor=None if p.query_factor is None else positions(p.query_factor, queries),
-        visibility=visibility,
+        query_positions=given(p.query_positions, queries),
+        key_positions=given(p.key_positions, keys),
+        query_factor=given(p.query_factor, queries),
+        key_lengths=None,
         cu_seqlens_query=None,
         cu_seqlens_key=None,
     )

@@ -2,6 +2,10 @@
 
 How many programs share a row's keys depends on the sizes of the tensors only, never on values that
 lie on the device: the kernels find out there how long a row is, and shares without keys are cheap.
+
+Three kernels are launched and nothing else, where positions are the default ones: one rotates the
+queries and places the keys (prepare.py), one reads the cache, one merges the shares. Each further
+launch would show in the time.
 """
 
 from typing import Any, NamedTuple
@@ -17,6 +21,7 @@ from ropewalk.kernels.rotary_attention.triton.configurations import (
 )
 from ropewalk.kernels.rotary_attention.triton.decode_kernels import decode_kernel, merge_kernel
 from ropewalk.kernels.rotary_attention.triton.geometry import contiguous_rows, geometry
+from ropewalk.kernels.rotary_attention.triton.prepare import prepare
 from ropewalk.kernels.sizes import ceil_divide, power_of_two
 
 MOST_QUERIES = 16
@@ -128,9 +133,9 @@ def slots_of(device: torch.device, residents: int) -> int:
 
 def _heavy(problem: Problem) -> bool:
     """Whether there is so much to decide about a pair that registers do not hold many rows."""
-    p, see = problem, problem.visibility
-    several = p.softcap is not None or see.attention_mask is not None or not p.by_index
-    return several or len(see.edges) > 1
+    p = problem
+    several = p.softcap is not None or p.attention_mask is not None or not p.by_index
+    return several or len(p.edges) > 1
 
 
 def _unit(key: Tensor, value: Tensor) -> int:
@@ -152,20 +157,22 @@ def decode(problem: Problem) -> tuple[Tensor, Tensor]:
 
     group_rows = heads // kv_heads * queries
     rows = min(max(16, power_of_two(group_rows)), 16 if _heavy(p) else how.rows)
+    # Three branches are three pairs of loops, whose bounds take registers of their own.
+    columns = how.columns if len(p.edges) < 2 else max(16, how.columns // 2)
     row_blocks = ceil_divide(group_rows, rows)
     splits = count_splits(
         row_blocks * batch * kv_heads,
-        ceil_divide(keys, how.columns),
+        ceil_divide(keys, columns),
         slots_of(p.query.device, how.residents),
     )
     partial = output.new_empty((splits, *output.shape), dtype=torch.float32)
     partial_lse = output.new_empty((splits, *logsumexp.shape), dtype=torch.float32)
 
     key = contiguous_rows(p.key)
-    angles = contiguous_rows(p.key_angles.to(torch.float32))
     pairs = p.inverse_frequencies.shape[0]
-    raw = [pairs == 0 or copy < 0 for copy in p.key_copies]
-    shared = geometry(p, keys=(key,) * len(raw)).arguments
+    raw = sum(2**n for n, copy in enumerate(p.key_copies) if pairs == 0 or copy < 0)
+    turned, angles = prepare(p, raw)
+    shared = geometry(p, queries=turned, keys=(key,) * len(p.branches)).arguments
     told = {
         "key": key,
         "key_batch": key.stride(0),
@@ -178,14 +185,14 @@ def decode(problem: Problem) -> tuple[Tensor, Tensor]:
         "angle_batch": 0 if angles.shape[1] == 1 else angles.stride(1),
         "inverse_frequencies": p.inverse_frequencies.to(torch.float32).contiguous(),
         "ordered": shared["keys_ordered"],
-        "RAW": sum(2**branch for branch, is_raw in enumerate(raw) if is_raw),
+        "RAW": raw,
         "PAIRS": pairs,
         "PAIR_BLOCK": max(16, power_of_two(pairs)),
         "REST_BLOCK": max(16, power_of_two(head_dim - 2 * pairs)),
         "STRIDE_UNIT": _unit(key, shared["value"]),
         "INTERLEAVED": p.layout == "interleaved",
         "ROWS": rows,
-        "COLUMNS": how.columns,
+        "COLUMNS": columns,
     }
     arguments = {name: (shared | told)[name] for name in decode_kernel.arg_names}
     grid = row_blocks, splits, batch * kv_heads

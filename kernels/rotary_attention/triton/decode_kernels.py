@@ -23,6 +23,7 @@ from ropewalk.kernels.rotary_attention.triton.pairs import (
     cap_scores,
     load_tile,
     places,
+    valid_length,
     visible_pairs,
 )
 from ropewalk.kernels.rotary_attention.triton.ranges import keys_of_queries, masked_tile
@@ -133,7 +134,7 @@ def decode_kernel(
     kv_head = tl.program_id(2) % kv_heads
     length = keys
     if LENGTHS:
-        length = tl.minimum(tl.maximum(tl.load(key_lengths + batch).to(tl.int32), 0), keys)
+        length = valid_length(key_lengths, batch, keys)
 
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     here = rows < groups * queries

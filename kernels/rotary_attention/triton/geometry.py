@@ -112,27 +112,30 @@ def _row_factor(problem: Problem) -> Tensor | None:
     return None if factor is None else factor.to(torch.float32).contiguous()
 
 
-def geometry(problem: Problem, *, keys: tuple[Tensor, ...] | None = None) -> Geometry:
+def geometry(
+    problem: Problem,
+    *,
+    queries: Tensor | None = None,
+    keys: tuple[Tensor, ...] | None = None,
+) -> Geometry:
     """Rotates what is to be rotated and collects the kernels' shared arguments.
 
     Args:
         problem: what is asked.
+        queries: rotated to every branch, if that was done elsewhere.
         keys: of every branch, if the kernel rotates them itself.
     """
-    p, see = problem, problem.visibility
-    queries, value = turn_queries(p), contiguous_rows(p.value)
+    p, value = problem, contiguous_rows(problem.value)
+    queries = turn_queries(p) if queries is None else queries
     keys = turn_keys(p) if keys is None else keys
     filled = (*keys, *(keys[:1] * (3 - len(keys))))
-    edges = [min(edge, HUGE) for edge in (*see.edges, HUGE, HUGE)[:2]]
-    mask = see.attention_mask
+    edges = [min(edge, HUGE) for edge in (*p.edges, HUGE, HUGE)[:2]]
+    mask = p.attention_mask
     arguments: dict[str, Any] = {
         "query": queries,
         "value": value,
         "mask": None,
-        # Kernels read 32 bits, into which a longer number must not wrap.
-        "key_lengths": None
-        if see.key_lengths is None
-        else see.key_lengths.clamp(0, p.key.shape[2]),
+        "key_lengths": None if p.key_lengths is None else p.key_lengths.contiguous(),
         "cu_queries": None,
         "cu_keys": None,
         "query_branch": queries.stride(0),
@@ -152,8 +155,8 @@ def geometry(problem: Problem, *, keys: tuple[Tensor, ...] | None = None) -> Geo
         "keys": p.key.shape[2],
         "edge1": edges[0],
         "edge2": edges[1],
-        "unit": see.unit,
-        "window": min(HUGE, see.sliding_window or HUGE),
+        "unit": p.unit,
+        "window": min(HUGE, p.sliding_window or HUGE),
         "steps": max(p.query.shape[2], p.key.shape[2]).bit_length() + 1,
         "scale": float(p.scale),
         "cap": 1.0 if p.softcap is None else float(p.softcap),
@@ -163,14 +166,14 @@ def geometry(problem: Problem, *, keys: tuple[Tensor, ...] | None = None) -> Geo
         "VALUE_DIM": value.shape[-1],
         "HEAD_BLOCK": max(16, power_of_two(p.query.shape[-1])),
         "VALUE_BLOCK": max(16, power_of_two(value.shape[-1])),
-        "CAUSAL": see.causal,
-        "SLIDING": see.sliding_window is not None,
+        "CAUSAL": p.causal,
+        "SLIDING": p.sliding_window is not None,
         "CAP": p.softcap is not None,
         "MASK": 0,
-        "LENGTHS": see.key_lengths is not None,
+        "LENGTHS": p.key_lengths is not None,
         "PACKED": p.cu_seqlens_query is not None,
         "BY_INDEX": p.by_index,
-        "UNITS": see.unit > 1 or _fractional(p),
+        "UNITS": p.unit > 1 or _fractional(p),
         "UPCAST": interpreted() and p.query.dtype != torch.float32,
         # Products of float32 are computed to float32's accuracy, by three of tensor cores' own.
         "PRECISION": "tf32x3" if p.query.dtype == torch.float32 else "tf32",
@@ -197,22 +200,23 @@ def geometry(problem: Problem, *, keys: tuple[Tensor, ...] | None = None) -> Geo
 
 
 def _fractional(problem: Problem) -> bool:
-    see = problem.visibility
-    return see.query_positions.is_floating_point() or see.key_positions.is_floating_point()
+    given = problem.query_positions, problem.key_positions
+    return any(x is not None and x.is_floating_point() for x in given)
 
 
 def _positions(problem: Problem) -> dict[str, Any]:
     """Positions, blocks, whether they ascend, and the strides between rows of the batch."""
-    p, see = problem, problem.visibility
+    p = problem
     names = ("query_positions", "key_positions", "query_blocks", "key_blocks")
     if p.by_index:
         none = dict.fromkeys((*names, "keys_ordered", "queries_ordered"))
         return none | {"query_places": 0, "key_places": 0}
     dtype = torch.float32 if _fractional(p) else torch.int32
+    see = p.visibility
     positions = [x.to(dtype).contiguous() for x in (see.query_positions, see.key_positions)]
     blocks = positions
-    if see.unit > 1 or _fractional(p):
-        blocks = [block_index(x, see.unit).to(dtype).contiguous() for x in positions]
+    if p.unit > 1 or _fractional(p):
+        blocks = [block_index(x, p.unit).to(dtype).contiguous() for x in positions]
     result: dict[str, Any] = dict(zip(names, (*positions, *blocks), strict=True))
     result["query_places"], result["key_places"] = (
         0 if x.shape[0] == 1 else x.shape[1] for x in positions

@@ -55,8 +55,8 @@ def unsupported(problem: Problem) -> str | None:
             f"its kernels take at most {MOST_HEADS} heads of all rows of the batch together, "
             f"got {p.query.shape[0]} · {p.query.shape[1]}"
         )
-    if len(p.visibility.edges) > 2:
-        return f"its kernels take rules of at most 3 branches, got {len(p.visibility.edges) + 1}"
+    if len(p.edges) > 2:
+        return f"its kernels take rules of at most 3 branches, got {len(p.edges) + 1}"
     if max(p.query.shape[2], p.key.shape[2]) >= LONGEST:
         return f"its kernels take fewer than {LONGEST} queries or keys"
     return None
@@ -66,15 +66,14 @@ def _configuration(kernel: Kernel, problem: Problem) -> Configuration:
     if interpreted():
         return INTERPRETED
     p = problem
-    see = p.visibility
-    heavy = not p.by_index or p.softcap is not None or see.attention_mask is not None
+    heavy = not p.by_index or p.softcap is not None or p.attention_mask is not None
     return configuration(
         kernel,
         p.query.shape[-1],
         p.value.shape[-1],
         p.query.element_size(),
         chip(p.query.device),
-        heavy=heavy or len(see.edges) > 1,
+        heavy=heavy or len(p.edges) > 1,
     )
 
 

@@ -59,6 +59,13 @@ def load_tile(array, first, stride, dims, there, WIDTH: tl.constexpr, ROWS: tl.c
 
 
 @triton.jit
+def valid_length(key_lengths, batch, keys):
+    """Valid keys of a row, 0 … keys; numbers that 32 bits cannot hold do not wrap."""
+    length = tl.load(key_lengths + batch).to(tl.int64)
+    return tl.minimum(tl.maximum(length, 0), keys).to(tl.int32)
+
+
+@triton.jit
 def extent(tiles, cu_queries, cu_keys, key_lengths, batch, block_start, queries, keys,
            PACKED: tl.constexpr, LENGTHS: tl.constexpr):  # fmt: skip
     """What a program has before it: (block_start, query_start, query_count, key_start, key_count,
@@ -82,7 +89,7 @@ def extent(tiles, cu_queries, cu_keys, key_lengths, batch, block_start, queries,
         key_start = key_first.to(tl.int64)
     valid_keys = key_count
     if LENGTHS:
-        valid_keys = tl.minimum(tl.maximum(tl.load(key_lengths + batch).to(tl.int32), 0), keys)
+        valid_keys = valid_length(key_lengths, batch, keys)
     return block_start, query_start, query_count, key_start, key_count, valid_keys
 
 

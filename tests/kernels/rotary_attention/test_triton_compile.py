@@ -1,13 +1,14 @@
 """Every shipped configuration compiles for its chip, fits its shared memory and spills nothing."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from ropewalk.blocks.rotary import DualChunk, Plain, ReRoPE
 from ropewalk.kernels.rotary_attention.problem import Problem
-from ropewalk.kernels.rotary_attention.schedule import Visibility
 
 pytest.importorskip("triton")
 
@@ -18,6 +19,8 @@ pytestmark = pytest.mark.compile
 TOKENS, HEADS, KV_HEADS = 4096, 32, 8
 
 HALF, SINGLE = torch.bfloat16, torch.float32
+# By number of branches.
+RULES = Plain(), ReRoPE(1024), DualChunk(1024, 64)
 
 HEAVY = {"branches": 3, "unit": 64, "sliding_window": 4096, "by_index": False, "softcap": 30.0}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -84,35 +87,29 @@ def problem(
     def empty(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    index = empty(1, TOKENS, dtype=torch.int64)
-    angles = empty(branches, 1, TOKENS, dtype=torch.float32)
+    index = None if by_index else empty(1, TOKENS, dtype=torch.int64)
     cu = empty(5, dtype=torch.int32) if packed else None
     return Problem(
         query=empty(1, HEADS, TOKENS, head_dim),
         key=empty(1, KV_HEADS, TOKENS, head_dim),
         value=empty(1, KV_HEADS, TOKENS, value_dim),
         inverse_frequencies=empty(head_dim // 2, dtype=torch.float32),
-        attention_factor=empty(dtype=torch.float32),
-        query_angles=angles,
-        key_angles=angles,
+        factor=1.0,
+        query_positions=index,
+        key_positions=index,
         query_factor=None,
         sinks=empty(HEADS) if sinks else None,
+        key_lengths=empty(1, dtype=torch.int32) if key_lengths else None,
+        attention_mask=empty(1, 1, TOKENS, TOKENS) if mask else None,
+        branches=RULES[branches - 1].branches,
+        edges=RULES[branches - 1].edges,
+        unit=unit,
         layout="half",
+        causal=causal,
         scale=head_dim**-0.5,
+        sliding_window=sliding_window,
         softcap=softcap,
-        key_copies=((0,), (0, -1), (0, 0, 0))[branches - 1],
-        visibility=Visibility(
-            query_positions=index,
-            key_positions=index,
-            edges=((), (1024,), (1, 2))[branches - 1],
-            unit=unit,
-            causal=causal,
-            sliding_window=sliding_window,
-            key_lengths=empty(1, dtype=torch.int32) if key_lengths else None,
-            attention_mask=empty(1, 1, TOKENS, TOKENS) if mask else None,
-        ),
         deterministic=True,
-        by_index=by_index,
         cu_seqlens_query=cu,
         cu_seqlens_key=cu,
     )
@@ -162,9 +159,8 @@ def test_heads_of_a_group_apart(
     """The atomic form of the backward, which a single short sequence takes."""
     p = problem(dtype, 128, 128, branches=2)
     short = {name: getattr(p, name)[:, :, :256] for name in ("query", "key", "value")}
-    angles = {name: getattr(p, name)[..., :256] for name in ("query_angles", "key_angles")}
-    changed = {**vars(p), **short, **angles, "deterministic": False}
-    kernels = compile_launches(backward, Problem(**changed), arch=arch)
+    p = replace(p, **short, deterministic=False)
+    kernels = compile_launches(backward, p, arch=arch)
     assert any(compiled.constexprs.get("SPLIT") for compiled in kernels)
     for compiled in kernels:
         compiled.check()

@@ -128,10 +128,14 @@ def test_only_near_keys_are_rotated(
     unturned = (keys - queries - window + 1) // tile * tile
 
     def misplace(problem: Any, count: int) -> Any:
-        angles = problem.key_angles.clone()
-        angles[0, :, :count] += 7.7
-        angles[1] += 7.7
-        return dataclasses.replace(problem, key_angles=angles)
+        where = problem.visibility
+        given = dataclasses.replace(
+            problem, query_positions=where.query_positions, key_positions=where.key_positions
+        )
+        # Made when they are first asked for, and kept.
+        given.key_angles[0, :, :count] += 7.7
+        given.key_angles[1] += 7.7
+        return given
 
     decode.change = lambda problem: misplace(problem, unturned)
     check(tensors, rerope(window))

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+from ropewalk.blocks.rotary import DualChunk, Plain, ReRoPE, SelfExtend
 from ropewalk.kernels.rotary_attention.problem import Problem
-from ropewalk.kernels.rotary_attention.schedule import Visibility
+from ropewalk.kernels.rotary_attention.protocols import DistanceRule
 
 pytest.importorskip("triton")
 
@@ -17,14 +18,16 @@ pytestmark = pytest.mark.compile
 
 KEYS, KV_HEADS, GROUPS = 131_072, 8, 4
 VARIANTS: dict[str, dict[str, Any]] = {
-    "plain": {"branches": 1, "layout": "interleaved"},
-    "rerope": {"branches": 2, "key_lengths": True},
-    "many": {"branches": 2, "queries": 16},
+    "plain": {"rule": Plain(), "layout": "interleaved"},
+    "rerope": {"rule": ReRoPE(4096), "key_lengths": True},
+    "many": {"rule": ReRoPE(4096), "queries": 16},
+    # Keys turned in every branch, at positions that are divided.
+    "grouped": {"rule": SelfExtend(group=8, window=4096), "queries": 16, "key_lengths": True},
+    "chunks": {"rule": DualChunk(4096, 512), "queries": 16},
     # Everything at once.
     "heavy": {
-        "branches": 3,
+        "rule": DualChunk(64, 8),
         "queries": 16,
-        "unit": 64,
         "sliding_window": 4096,
         "rotary_fraction": 0.5,
         "by_index": False,
@@ -37,6 +40,8 @@ CASES = [
     ("plain", 2, 128),
     *(("rerope", *shape) for shape in module.CONFIGURATIONS["sm_90"]),
     *(("many", *shape) for shape in module.CONFIGURATIONS["sm_90"]),
+    *(("grouped", *shape) for shape in module.CONFIGURATIONS["sm_90"]),
+    ("chunks", 2, 128),
     ("heavy", 2, 128),
     ("heavy", 2, 256),
     ("heavy", 4, 64),
@@ -47,9 +52,8 @@ def problem(
     dtype: torch.dtype,
     head_dim: int,
     *,
-    branches: int,
+    rule: DistanceRule,
     queries: int = 1,
-    unit: int = 1,
     layout: Any = "half",
     rotary_fraction: float = 1.0,
     sliding_window: int | None = None,
@@ -68,27 +72,22 @@ def problem(
         key=empty(1, KV_HEADS, KEYS, head_dim),
         value=empty(1, KV_HEADS, KEYS, head_dim),
         inverse_frequencies=empty(int(head_dim * rotary_fraction) // 2, dtype=torch.float32),
-        attention_factor=empty(dtype=torch.float32),
-        query_angles=empty(branches, 1, queries, dtype=torch.float32),
-        key_angles=empty(branches, 1, KEYS, dtype=torch.float32),
+        factor=1.0,
+        query_positions=None if by_index else empty(1, queries, dtype=torch.int64),
+        key_positions=None if by_index else empty(1, KEYS, dtype=torch.int64),
         query_factor=None,
         sinks=None,
+        key_lengths=empty(1, dtype=torch.int64) if key_lengths else None,
+        attention_mask=empty(1, 1, queries, KEYS) if mask else None,
+        branches=rule.branches,
+        edges=rule.edges,
+        unit=rule.unit,
         layout=layout,
+        causal=True,
         scale=head_dim**-0.5,
+        sliding_window=sliding_window,
         softcap=softcap,
-        key_copies=((0,), (0, -1), (0, 0, 0))[branches - 1],
-        visibility=Visibility(
-            query_positions=empty(1, queries, dtype=torch.int64),
-            key_positions=empty(1, KEYS, dtype=torch.int64),
-            edges=((), (4096,), (1, 2))[branches - 1],
-            unit=unit,
-            causal=True,
-            sliding_window=sliding_window,
-            key_lengths=empty(1, dtype=torch.int64) if key_lengths else None,
-            attention_mask=empty(1, 1, queries, KEYS) if mask else None,
-        ),
         deterministic=True,
-        by_index=by_index,
         cu_seqlens_query=None,
         cu_seqlens_key=None,
     )
@@ -129,5 +128,5 @@ def test_sixteen_bytes_at_once(
     compile_launches: Callable[..., list[Any]], arch: int, head_dim: int
 ) -> None:
     """Also where a head is no multiple of 16 elements, which launches look for by themselves."""
-    cache = problem(torch.bfloat16, head_dim, branches=2)
+    cache = problem(torch.bfloat16, head_dim, rule=ReRoPE(4096))
     assert "cp.async.cg.shared.global" in compiled(compile_launches, cache, arch).asm["ptx"]
