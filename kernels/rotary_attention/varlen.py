@@ -1,16 +1,17 @@
-"""Ragged batches by cutting: each sequence is a dense problem of its own.
+"""Ragged batches by cutting: sequences of equal lengths are the rows of one dense problem.
 
     packed: sequence s = queries cu_query[s] … cu_query[s+1] − 1 and the same of the keys
     by row: row b = all its queries and its first key_lengths[b] keys
 
-The slices are views, so nothing is padded or copied, and the result is exactly the dense path's.
-Sequences may be empty on either side: queries without keys get zeros and −∞.
+Nothing is padded. Where the sequences of a problem lie one after another its tensors are views,
+else they are gathered, and its results scattered; a problem holds so few tokens that these copies
+stay small. Sequences may be empty on either side: queries without keys get zeros and −∞.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,11 +20,33 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ropewalk.kernels.rotary_attention import validation
 from ropewalk.kernels.rotary_attention.problem import Problem
 
-Index = tuple[slice, slice, slice]
+# Tokens times heads in a problem of several sequences: enough that calls cost next to nothing, and
+# little beside the caches of a processor.
+AT_ONCE = 2**16
 
 # Lengths that were found right, with their version and number of tokens: the layers of a model
 # share one tensor, and reading it back makes a GPU wait.
 _checked = WeakIdKeyDictionary()
+
+
+class Selection(Protocol):
+    """The queries, or the keys, of sequences of equal length."""
+
+    def shape(self, x: Tensor) -> tuple[int, ...]:
+        """What `take` gives."""
+        ...
+
+    def take(self, x: Tensor) -> Tensor:
+        """(batch, heads, sequence, …) → theirs, (sequences, heads, length, …)."""
+        ...
+
+    def put(self, target: Tensor, x: Tensor) -> None:
+        """Writes what is shaped as `take` gives it to where it came from."""
+        ...
+
+    def positions(self, x: Tensor) -> Tensor:
+        """(…, 1 | batch, sequence) → theirs, (…, 1 | sequences, length)."""
+        ...
 
 
 def check_lengths(problem: Problem) -> None:
@@ -54,8 +77,10 @@ def forward(dense: Callable[[Problem], Any], problem: Problem) -> tuple[Tensor, 
     p = problem
     output = p.query.new_zeros(*p.query.shape[:-1], p.value.shape[-1])
     logsumexp = p.query.new_full(p.query.shape[:-1], -torch.inf, dtype=p.dtype)
-    for part, queries, _ in sequences(p):
-        output[queries], logsumexp[queries] = dense(part)
+    for queries, keys in _groups(p):
+        own = dense(_gathered(p, queries, keys))
+        queries.put(output, own[0])
+        queries.put(logsumexp, own[1])
     return output, logsumexp
 
 
@@ -72,63 +97,185 @@ def backward(
     of_query, of_key, of_value = (torch.zeros_like(x) for x in (p.query, p.key, p.value))
     no_sinks = p.query.new_empty(0, dtype=p.dtype)
     of_sinks = no_sinks if p.sinks is None else torch.zeros_like(p.sinks)
-    for part, queries, keys in sequences(p):
-        results = (x[queries] for x in (output, logsumexp, grad_output, grad_lse))
-        of_query[queries], of_key[keys], of_value[keys], own = dense(part, *results)
+    for queries, keys in _groups(p):
+        results = (queries.take(x) for x in (output, logsumexp, grad_output, grad_lse))
+        own = dense(_gathered(p, queries, keys), *results)
+        queries.put(of_query, own[0])
+        keys.put(of_key, own[1])
+        keys.put(of_value, own[2])
         if p.sinks is not None:
-            of_sinks = of_sinks + own
+            of_sinks = of_sinks + own[3]
     return of_query, of_key, of_value, of_sinks
 
 
-def dense(problem: Problem) -> Iterator[Problem]:
-    """The dense problems that a problem consists of: itself, unless it is ragged."""
-    if is_ragged(problem):
-        yield from (part for part, _, _ in sequences(problem))
-    else:
+def outlines(problem: Problem) -> Iterator[Problem]:
+    """The dense problems a problem consists of, itself unless it is ragged.
+
+    They have positions and sizes, but no values: nothing is gathered to look at them.
+    """
+    if not is_ragged(problem):
         yield problem
+        return
+    p = problem
+    for queries, keys in _groups(p):
+        query, key, value = (
+            torch.empty(selection.shape(x), dtype=x.dtype, device="meta")
+            for selection, x in ((queries, p.query), (keys, p.key), (keys, p.value))
+        )
+        yield replace(_placed(p, queries, keys), query=query, key=key, value=value)
 
 
-def sequences(problem: Problem) -> Iterator[tuple[Problem, Index, Index]]:
-    """Each sequence that has queries, as a dense problem, with its queries and keys."""
-    cut = _packed if problem.cu_seqlens_query is not None else _by_row
-    for queries, keys in cut(problem):
-        if queries[2].start < queries[2].stop:
-            yield _cut(problem, queries, keys), queries, keys
+def _gathered(p: Problem, queries: Selection, keys: Selection) -> Problem:
+    tensors = {"query": queries.take(p.query), "key": keys.take(p.key), "value": keys.take(p.value)}
+    return replace(_placed(p, queries, keys), **tensors)
 
 
-def _packed(problem: Problem) -> Iterator[tuple[Index, Index]]:
-    cu_query, cu_key = problem.cu_seqlens_query, problem.cu_seqlens_key
-    assert cu_query is not None  # a packed problem has both
-    assert cu_key is not None
-    everything = slice(None)
-    for queries, keys in zip(pairwise(cu_query.tolist()), pairwise(cu_key.tolist()), strict=True):
-        yield (everything, everything, slice(*queries)), (everything, everything, slice(*keys))
-
-
-def _by_row(problem: Problem) -> Iterator[tuple[Index, Index]]:
-    assert problem.key_lengths is not None
-    queries, keys = problem.query.shape[2], problem.key.shape[2]
-    lengths = [min(max(n, 0), keys) for n in problem.key_lengths.tolist()]
-    alike = len(set(lengths)) == 1
-    rows = [slice(None)] if alike else [slice(b, b + 1) for b in range(len(lengths))]
-    for row, length in zip(rows, lengths, strict=False):
-        yield (row, slice(None), slice(0, queries)), (row, slice(None), slice(0, length))
-
-
-def _cut(p: Problem, queries: Index, keys: Index) -> Problem:
-    def given(x: Tensor | None, index: Index) -> Tensor | None:
-        """Of (1 | batch, sequence); default positions are the sequence's own by themselves."""
-        return None if x is None else x[index[0] if len(x) > 1 else slice(None), index[2]]
-
+def _placed(p: Problem, queries: Selection, keys: Selection) -> Problem:
+    """The problem with the positions of some of its sequences, and no lengths any more."""
+    at_query, at_key = p.query_positions, p.key_positions
     return replace(
         p,
-        query=p.query[queries],
-        key=p.key[keys],
-        value=p.value[keys],
-        query_positions=given(p.query_positions, queries),
-        key_positions=given(p.key_positions, keys),
-        query_factor=given(p.query_factor, queries),
+        # The default positions begin anew in each sequence, as those of the rows of a batch do.
+        query_positions=None if at_query is None else queries.positions(at_query),
+        key_positions=None if at_key is None else keys.positions(at_key),
+        query_factor=None if p.query_factor is None else queries.positions(p.query_factor),
         key_lengths=None,
         cu_seqlens_query=None,
         cu_seqlens_key=None,
     )
+
+
+def _groups(problem: Problem) -> Iterator[tuple[Selection, Selection]]:
+    """The queries and keys of each dense problem; sequences without queries are in none."""
+    return _packed(problem) if problem.cu_seqlens_query is not None else _by_row(problem)
+
+
+def _packed(p: Problem) -> Iterator[tuple[Selection, Selection]]:
+    assert p.cu_seqlens_query is not None  # a packed problem has both
+    assert p.cu_seqlens_key is not None
+    cu_query, cu_key = p.cu_seqlens_query.tolist(), p.cu_seqlens_key.tolist()
+    shifts = _shifts(p, cu_query[:-1], cu_key[:-1])
+    alike: dict[Any, list[tuple[int, int]]] = {}
+    for queries, keys, shift in zip(pairwise(cu_query), pairwise(cu_key), shifts, strict=True):
+        lengths = queries[1] - queries[0], keys[1] - keys[0]
+        if lengths[0]:
+            alike.setdefault((*lengths, shift), []).append((queries[0], keys[0]))
+    for (queries, keys, _), starts in alike.items():
+        step = _at_once(p, max(queries, keys))
+        for first in range(0, len(starts), step):
+            at_query, at_key = zip(*starts[first : first + step], strict=True)
+            yield (
+                _Tokens(at_query, queries, p.query.device),
+                _Tokens(at_key, keys, p.query.device),
+            )
+
+
+def _by_row(p: Problem) -> Iterator[tuple[Selection, Selection]]:
+    assert p.key_lengths is not None
+    batch, queries, keys = p.query.shape[0], p.query.shape[2], p.key.shape[2]
+    if queries == 0:
+        return
+    lengths = [min(max(n, 0), keys) for n in p.key_lengths.tolist()]
+    alike: dict[Any, list[int]] = {}
+    rows = zip(range(batch), lengths, _shifts(p, [0] * batch, [0] * batch), strict=True)
+    for row, length, shift in rows:
+        alike.setdefault((length, shift), []).append(row)
+    for (length, _), group in alike.items():
+        # Neighbours are a view, however many they are.
+        step = len(group) if _follow(group, 1) else _at_once(p, max(queries, length))
+        for first in range(0, len(group), step):
+            some = group[first : first + step]
+            yield _Rows(some, queries, p.query.device), _Rows(some, length, p.query.device)
+
+
+def _shifts(p: Problem, at_query: list[int], at_key: list[int]) -> list[float]:
+    """How far each sequence's first query is ahead of its first key, by where the two begin.
+
+    Sequences that share a problem then have the same distances. The default positions are the same
+    in all sequences of equal lengths.
+    """
+    if p.query_positions is None or p.key_positions is None:
+        return [0.0] * len(at_query)
+    firsts = []
+    for positions, at in ((p.query_positions, at_query), (p.key_positions, at_key)):
+        if positions.shape[-1] == 0:
+            return [0.0] * len(at_query)
+        # A sequence without tokens may begin behind the last one.
+        index = torch.tensor(at, device=positions.device).clamp(max=positions.shape[-1] - 1)
+        rows = positions.expand(len(at), -1)
+        firsts.append(rows.gather(1, index[:, None]))
+    return (firsts[0] - firsts[1]).flatten().tolist()
+
+
+def _at_once(p: Problem, length: int) -> int:
+    """How many sequences of a length make up a problem."""
+    return max(1, AT_ONCE // (length * p.query.shape[1]))
+
+
+def _follow(starts: list[int] | tuple[int, ...], length: int) -> bool:
+    return all(after - before == length for before, after in pairwise(starts))
+
+
+class _Tokens:
+    """Sequences of a packed batch.
+
+    Args:
+        starts: their first tokens.
+        length: how many tokens each has.
+        device: the tensors'.
+    """
+
+    def __init__(self, starts: tuple[int, ...], length: int, device: torch.device) -> None:
+        self._sizes = len(starts), length
+        self._span: slice | Tensor
+        if _follow(starts, length):
+            self._span = slice(starts[0], starts[0] + len(starts) * length)
+        else:
+            within = torch.arange(length, device=device)
+            self._span = (torch.tensor(starts, device=device)[:, None] + within).flatten()
+
+    def shape(self, x: Tensor) -> tuple[int, ...]:
+        return self._sizes[0], x.shape[1], self._sizes[1], *x.shape[3:]
+
+    def take(self, x: Tensor) -> Tensor:
+        x = x[0]
+        own = x[:, self._span] if isinstance(self._span, slice) else x.index_select(1, self._span)
+        return own.unflatten(1, self._sizes).transpose(0, 1)
+
+    def put(self, target: Tensor, x: Tensor) -> None:
+        target, x = target[0], x.transpose(0, 1)
+        if isinstance(self._span, slice):
+            target[:, self._span].unflatten(1, self._sizes).copy_(x)
+        else:
+            target.index_copy_(1, self._span, x.flatten(1, 2))
+
+    def positions(self, x: Tensor) -> Tensor:
+        return x[..., 0, self._span].unflatten(-1, self._sizes)
+
+
+class _Rows:
+    """The first tokens of some rows of a batch.
+
+    Args:
+        rows: which, ascending.
+        length: how many tokens of each.
+        device: the tensors'.
+    """
+
+    def __init__(self, rows: list[int], length: int, device: torch.device) -> None:
+        self._count, self._length = len(rows), length
+        follow = _follow(rows, 1)
+        self._rows = slice(rows[0], rows[-1] + 1) if follow else torch.tensor(rows, device=device)
+
+    def shape(self, x: Tensor) -> tuple[int, ...]:
+        return self._count, x.shape[1], self._length, *x.shape[3:]
+
+    def take(self, x: Tensor) -> Tensor:
+        return x[:, :, : self._length][self._rows]
+
+    def put(self, target: Tensor, x: Tensor) -> None:
+        target[:, :, : self._length][self._rows] = x
+
+    def positions(self, x: Tensor) -> Tensor:
+        own = x[..., : self._length]
+        return own if x.shape[-2] == 1 else own[..., self._rows, :]

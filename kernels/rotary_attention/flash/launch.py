@@ -30,25 +30,25 @@ from ropewalk.kernels.rotary_attention.problem import Problem
 
 def unsupported(problem: Problem) -> str | None:
     """Why this backend cannot answer the problem, or None."""
-    p, v = problem, problem.visibility
-    if v.attention_mask is not None:
+    p = problem
+    if p.attention_mask is not None:
         return "it takes no attention_mask; say it by positions, key_lengths or cu_seqlens_query"
     if p.value.shape[-1] != p.query.shape[-1]:
         return (
             f"its attention wants values as wide as queries, got value_dim {p.value.shape[-1]} "
             f"and head_dim {p.query.shape[-1]}"
         )
-    if v.sliding_window is not None and not (v.causal and v.unit == 1):
+    if p.sliding_window is not None and not (p.causal and p.unit == 1):
         return (
             f"it takes a sliding_window only with causal=True and rules that count single tokens, "
-            f"got causal={v.causal} and a unit of {v.unit}"
+            f"got causal={p.causal} and a unit of {p.unit}"
         )
     if p.scale <= 0:
         return f"its attention wants a positive scale, got {p.scale}"
     library = _library(p)
     if isinstance(library, str):
         return library
-    if v.causal and not p.by_index and any(index_shift(one) is None for one in varlen.dense(p)):
+    if p.causal and not p.by_index and any(index_shift(one) is None for one in varlen.outlines(p)):
         return (
             "its attention wants positions that count up by one, with each query at a key or "
             "before the first; leave positions out, or pass such ones"
@@ -143,7 +143,7 @@ class _Branch:
 
 
 def _branches(problem: Problem, library: Library) -> Iterator[_Branch]:
-    shift = index_shift(problem) if problem.visibility.causal else 0
+    shift = index_shift(problem) if problem.causal else 0
     assert shift is not None  # `unsupported` has refused other positions
     dtype = library.dtype(problem.query)
     for _, own in groupby(parts(problem, shift), key=lambda part: part.branch):

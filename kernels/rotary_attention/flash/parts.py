@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ropewalk.kernels.rotary_attention.problem import Problem
-from ropewalk.kernels.rotary_attention.schedule import Visibility
 
 
 class Part(NamedTuple):
@@ -39,18 +38,18 @@ class Part(NamedTuple):
 
 def parts(problem: Problem, shift: int) -> list[Part]:
     """The parts of a dense problem whose query 0 sits at key `shift`, branch by branch."""
-    v, queries, keys = problem.visibility, problem.query.shape[2], problem.key.shape[2]
+    p, queries, keys = problem, problem.query.shape[2], problem.key.shape[2]
     if min(queries, keys) == 0:
         return []
-    if not v.causal:
+    if not p.causal:
         return [Part(0, slice(0, queries), slice(0, keys), causal=False, window=None)]
-    found = _tokens(v, shift, queries) if v.unit == 1 else _blocks(v, shift, queries)
+    found = _tokens(p, shift, queries) if p.unit == 1 else _blocks(p, shift, queries)
     return sorted(found, key=lambda part: part.branch)
 
 
-def _tokens(v: Visibility, shift: int, queries: int) -> Iterator[Part]:
-    limit = math.inf if v.sliding_window is None else v.sliding_window
-    for branch, (low, high) in enumerate(_bounds(v)):
+def _tokens(p: Problem, shift: int, queries: int) -> Iterator[Part]:
+    limit = math.inf if p.sliding_window is None else p.sliding_window
+    for branch, (low, high) in enumerate(_bounds(p)):
         high = min(high, limit)
         first = max(0, low - shift)  # the first query that has a key so far behind it
         if low >= high or first >= queries:
@@ -61,18 +60,18 @@ def _tokens(v: Visibility, shift: int, queries: int) -> Iterator[Part]:
         yield Part(branch, slice(first, queries), slice(start, stop), causal=True, window=window)
 
 
-def _blocks(v: Visibility, shift: int, queries: int) -> Iterator[Part]:
-    unit, end = v.unit, shift + queries
+def _blocks(p: Problem, shift: int, queries: int) -> Iterator[Part]:
+    unit, end = p.unit, shift + queries
     for block in range(max(shift, 0) // unit, -(-end // unit)):
         first, last = max(block * unit, shift), min((block + 1) * unit, end)
         rows = slice(first - shift, last - shift)
-        for branch, (low, high) in enumerate(_bounds(v)):
+        for branch, (low, high) in enumerate(_bounds(p)):
             start = 0 if high == math.inf else max(0, (block - int(high) + 1) * unit)
             stop = last if low == 0 else (block - low + 1) * unit
             if start < stop:
                 yield Part(branch, rows, slice(start, stop), causal=low == 0, window=None)
 
 
-def _bounds(v: Visibility) -> Iterator[tuple[int, float]]:
+def _bounds(p: Problem) -> Iterator[tuple[int, float]]:
     """The distances [low, high) of each branch, in units."""
-    return zip((0, *v.edges), (*v.edges, math.inf), strict=True)
+    return zip((0, *p.edges), (*p.edges, math.inf), strict=True)

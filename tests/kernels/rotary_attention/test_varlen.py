@@ -222,21 +222,117 @@ def test_lengths_are_read_once_for_all_layers(inputs, monkeypatch):
         assert torch.equal(call(*tensors), first)
 
 
-def test_nothing_is_copied(inputs, monkeypatch):
-    """Sequences are views of the packed tensors."""
-    tensors, seen = packed(inputs), []
+def dense_problems(monkeypatch):
+    """Fills up with the dense problems that packed ones are cut into."""
+    seen = []
     forward = varlen.forward
 
     def spy(dense, problem):
-        seen.extend(part for part, _, _ in varlen.sequences(problem))
-        return forward(dense, problem)
+        return forward(lambda part: seen.append(part) or dense(part), problem)
 
     monkeypatch.setattr(varlen, "forward", spy)
+    return seen
+
+
+def test_neighbours_are_not_copied(inputs, monkeypatch):
+    """Sequences of equal lengths that lie one after another are views of the packed tensors."""
+    lengths = (5, 4, 4, 4, 0, 7)
+    tensors, seen = packed(inputs, lengths, lengths), dense_problems(monkeypatch)
     rotary_attention(
         *tensors, rotary=ROTARY, distance=ReRoPE(3), backend="reference",
-        cu_seqlens_query=starts(QUERY_LENGTHS), cu_seqlens_key=starts(KEY_LENGTHS),
+        cu_seqlens_query=starts(lengths),
     )  # fmt: skip
-    assert [part.query.shape[2] for part in seen] == [n for n in QUERY_LENGTHS if n]
+    assert [part.query.shape[::2] for part in seen] == [(1, 5), (3, 4), (1, 7)]
     for part in seen:
         for own, whole in ((part.query, tensors[0]), (part.key, tensors[1])):
             assert own.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("options", [{}, {"log_n": LogN(4)}, {"sinks": torch.arange(4.0)}], ids=str)
+@pytest.mark.parametrize(
+    ("query_lengths", "key_lengths"),
+    [
+        ((4,) * 9, (4,) * 9),
+        ((3, 5, 3, 0, 5, 3, 3, 1), (3, 6, 4, 2, 6, 3, 3, 0)),
+        ((2, 2, 2, 2), (0, 5, 0, 5)),
+    ],
+    ids=["alike", "mixed", "without keys"],
+)
+def test_equal_lengths_share_a_problem(
+    inputs, monkeypatch, backend, options, query_lengths, key_lengths
+):
+    tensors = packed(inputs, query_lengths, key_lengths)
+    places = starts(query_lengths), starts(key_lengths)
+    call = {"rotary": ROTARY, "distance": ReRoPE(3), "backend": backend, **options}
+
+    def alone(*sequence):
+        return rotary_attention(*sequence, return_logsumexp=True, **call)
+
+    expected = one_by_one(alone, tensors, *places)
+    seen = dense_problems(monkeypatch)
+    got = rotary_attention(
+        *tensors, cu_seqlens_query=places[0], cu_seqlens_key=places[1], return_logsumexp=True,
+        **call,
+    )  # fmt: skip
+    pairs = {pair for pair in zip(query_lengths, key_lengths, strict=True) if pair[0]}
+    assert len(seen) == len(pairs)
+    assert_alike(got, expected, tensors, 1e-11)
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_problems_stay_small(inputs, monkeypatch, backend):
+    """However many sequences there are."""
+    lengths = (4,) * 9
+    tensors = packed(inputs, lengths, lengths)
+    options = {"rotary": ROTARY, "distance": ReRoPE(3), "backend": backend}
+    whole = rotary_attention(*tensors, cu_seqlens_query=starts(lengths), **options)
+    monkeypatch.setattr(varlen, "AT_ONCE", 2 * 4 * tensors[0].shape[1])
+    seen = dense_problems(monkeypatch)
+    cut = rotary_attention(*tensors, cu_seqlens_query=starts(lengths), **options)
+    assert [len(part.query) for part in seen] == [2, 2, 2, 2, 1]
+    torch.testing.assert_close(cut, whole, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_positions_of_equal_lengths_may_differ(inputs, rule, monkeypatch, backend):
+    """Sequences share a problem where query and key are equally far apart, wherever they begin."""
+    lengths = (4, 4, 6, 4)
+    tensors = packed(inputs, lengths, lengths)
+    # Multiples of every rule's unit.
+    firsts = zip((0, 30, 60, 0), lengths, strict=True)
+    keys = torch.cat([first + torch.arange(length) for first, length in firsts])
+    # The last sequence's queries sit before its last key.
+    queries = keys - torch.tensor([0] * 14 + [1] * 4)
+    options = {"rotary": ROTARY, "distance": rule[0], "return_logsumexp": True}
+    seen = dense_problems(monkeypatch)
+    got = rotary_attention(
+        *tensors, cu_seqlens_query=starts(lengths), query_positions=queries, key_positions=keys,
+        backend=backend, **options,
+    )  # fmt: skip
+    assert [len(part.query) for part in seen] == [2, 1, 1]
+    parts = []
+    for span in (slice(0, 4), slice(4, 8), slice(8, 14), slice(14, 18)):
+        own = [x[:, :, span] for x in tensors]
+        where = {"query_positions": queries[span], "key_positions": keys[span]}
+        parts.append(rotary_attention(*own, backend="reference", **where, **options))
+    expected = tuple(torch.cat(x, 2) for x in zip(*parts, strict=True))
+    assert_alike(got, expected, tensors, 1e-11)
+
+
+@pytest.mark.parametrize("lengths", [(5, 9, 5, 0), (7, 7, 7, 7), (3, 3, 8, 8)], ids=str)
+@pytest.mark.parametrize("moved", [False, True])
+def test_rows_of_equal_lengths_share_a_problem(inputs, rule, monkeypatch, lengths, moved):
+    """Rows of a batch that see equally many keys; each at positions of its own or not."""
+    tensors = inputs(batch=4, queries=3, keys=9).make(grad=True)
+    at = {}
+    if moved:
+        keys = torch.arange(9) + torch.tensor([[0], [30], [60], [30]])  # multiples of every unit
+        at = {"key_positions": keys, "query_positions": keys[:, :3]}
+    options = {"rotary": ROTARY, "distance": rule[0], "return_logsumexp": True, **at}
+    held = torch.tensor(lengths)
+    expected = rotary_attention(*tensors, key_lengths=held, backend="reference", **options)
+    seen = dense_problems(monkeypatch)
+    got = rotary_attention(*tensors, key_lengths=held, backend="flash", **options)
+    assert len(seen) == len(set(lengths))
+    assert_alike(got, expected, tensors, 1e-11)
