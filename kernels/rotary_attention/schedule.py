@@ -164,12 +164,13 @@ def key_runs(
         index = torch.arange(first, end, device=keys.device)
         hidden |= index >= v.key_lengths.amax()
         masked |= index >= v.key_lengths.amin()
-    if v.attention_mask is not None:
+    if v.attention_mask is not None and len(v.attention_mask) > 0:
         rows = mask_rows(v.attention_mask, start, stop)[..., first:end]
         seen = mask_shows(rows)
         plain = rows if rows.dtype == torch.bool else rows == 0
-        hidden |= ~seen.flatten(0, 2).any(0)
-        masked |= ~plain.flatten(0, 2).all(0)
+        # Least and greatest rather than `all` and `any`, which reduce first dimensions slowly.
+        hidden |= ~seen.amax((0, 1, 2))
+        masked |= ~plain.amin((0, 1, 2))
     nearest = torch.zeros_like(hidden, dtype=torch.int64)
     farthest = torch.zeros_like(nearest)
     if v.edges:

@@ -81,7 +81,7 @@ def backward(
     for piece in walk.pieces:
         for tile in walk.tiles(piece):
             owners = walk.branches(tile)
-            scores, slope = walk.scores(tile, owners)
+            scores, slope = walk.scores(tile, owners, slope=True)
             keys = slice(tile.run.start, tile.run.stop)
             weights = scores.sub_(walk.rows(lse, tile).unsqueeze(-1)).exp_()
             grad_rows = walk.rows(grad_output, tile)

@@ -95,35 +95,43 @@ class Walk:
         return [(branch, pairs == branch) for branch in range(nearest, farthest + 1)]
 
     def scores(
-        self, piece: Piece, owners: list[tuple[int, Tensor | None]]
+        self, piece: Piece, owners: list[tuple[int, Tensor | None]], *, slope: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Scores of a tile after cap and mask, and the cap's derivative if there is a cap."""
-        softcap = self.problem.softcap
+        """Scores of a tile after cap and mask, and the cap's derivative if wanted and not 1."""
+        softcap, derivative = self.problem.softcap, None
         scores = self._dots(owners[0][0], piece)
         for branch, pairs in owners[1:]:
             assert pairs is not None  # several branches share the tile
             other, chosen = self.grouped(self._dots(branch, piece)), self.grouped(scores)
             torch.where(pairs, other, chosen, out=chosen)
-        slope = None
         if softcap is not None:
-            bounded = torch.tanh(scores / softcap)
-            scores, slope = bounded * softcap, 1 - bounded.square()
+            scores.div_(softcap).tanh_()
+            if slope:
+                derivative = scores.square().neg_().add_(1)
+            scores.mul_(softcap)
         if piece.run.masked:
             self._mask(scores, piece)
-        return scores, slope
+        return scores, derivative
 
     def _dots(self, branch: int, piece: Piece) -> Tensor:
         keys = self.keys_turned[branch][:, :, self.keys_of(branch, piece)]
         return self.rows(self.queries_turned[branch], piece) @ keys.mT
 
     def _mask(self, scores: Tensor, piece: Piece) -> None:
+        """Passes over the scores are what costs; what heads share is put together before one."""
         visibility, (start, stop, run) = self.problem.visibility, piece
         grouped = self.grouped(scores)
+        hidden = hidden_pairs(visibility, piece)[:, None, None]
         if visibility.attention_mask is not None:
             mask = mask_rows(visibility.attention_mask, start, stop)[..., run.start : run.stop]
             heads = (self.kv_heads, self.groups) if mask.shape[1] != 1 else (1, 1)
             mask = mask.reshape(mask.shape[0], *heads, *mask.shape[2:])
+            unseen = ~mask_shows(mask)
             if mask.dtype != torch.bool:
-                grouped.add_(mask.to(scores.dtype))
-            grouped.masked_fill_(~mask_shows(mask), -torch.inf)
-        grouped.masked_fill_(hidden_pairs(visibility, piece)[:, None, None], -torch.inf)
+                grouped.add_(mask.to(scores.dtype).masked_fill(unseen, -torch.inf))
+            elif heads == (1, 1):
+                hidden = hidden | unseen
+            else:
+                grouped.masked_fill_(unseen, -torch.inf)
+        if hidden.any():
+            grouped.masked_fill_(hidden, -torch.inf)
