@@ -1,9 +1,9 @@
 """The attention function that a plugged model calls, registered with transformers as "ropewalk".
 
 It keeps no state: what a layer computes hangs on the layer (`LayerPlug`), where the positions are
-comes with the mask (`mask_plan`) and with `position_ids`. So two models can be plugged differently
-at once, a plugged model can be copied, and a layer that is recomputed in the backward pass computes
-the same again.
+comes with the mask (`mask_plan`) and with `position_ids`, and stays with the mask (`places`). So
+two models can be plugged differently at once, a plugged model can be copied, and a layer that is
+recomputed in the backward pass computes the same again.
 
 Queries and keys arrive unrotated (`rotary_wrapper`) and, under grouped-query attention, unrepeated.
 """
@@ -20,7 +20,8 @@ from transformers.masking_utils import AttentionMaskInterface
 from ropewalk.blocks.rotary import LogN, Plain
 from ropewalk.kernels.rotary_attention import Backend, rotary_attention
 from ropewalk.kernels.rotary_attention.protocols import DistanceRule, Layout, Rotary
-from ropewalk.llm.mask_plan import KeysAndQueries, is_plan, make_plan, read_plan
+from ropewalk.llm.mask_plan import KeysAndQueries, is_plan, make_plan
+from ropewalk.llm.places import Places, explicit, places_of
 
 NAME = "ropewalk"
 LAYER_ATTRIBUTE = "_ropewalk_layer"
@@ -123,7 +124,7 @@ def ropewalk_attention(
             "the model handed no positions or no mask to its attention; call the whole model, "
             "not one of its layers"
         )
-    where = _where(attention_mask, position_ids.to(query.device), query, key)
+    where = _where(attention_mask, position_ids, query, key)
     rotary = plug.rotary
     if rotary is not None and plug.trailing:
         query, key = (_leading(x, rotary.rotary_dim) for x in (query, key))
@@ -141,9 +142,9 @@ def ropewalk_attention(
         sliding_window=plug.sliding_window if is_plan(attention_mask) else None,
         softcap=softcap,
         sinks=s_aux,
+        key_lengths=where.key_lengths,
         attention_mask=where.visible,
-        # Not the greatest key position: slots of a static cache that are still empty lie beyond.
-        length=where.query_positions.amax() + 1,
+        length=where.length,
         backend=plug.backend,
     )
     return cast("Tensor", output).transpose(1, 2).contiguous(), None
@@ -156,19 +157,20 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, make_plan)
 
 
-def _where(mask: Tensor, position_ids: Tensor, query: Tensor, key: Tensor) -> KeysAndQueries:
+def _where(mask: Tensor, position_ids: Tensor, query: Tensor, key: Tensor) -> Places:
     if position_ids.ndim != 2:
         raise ValueError(
             f"position_ids: expected (batch, sequence), got {tuple(position_ids.shape)}; positions "
             "on several axes (mRoPE) have no distance rule, unplug the model for such inputs"
         )
     if is_plan(mask):
-        return read_plan(mask.to(query.device), position_ids, key.shape[-2])
+        return places_of(mask, position_ids, query, key)
     if mask.ndim != 4 or key.shape[-2] != query.shape[-2]:
         raise ValueError(
             f"got a mask of shape {tuple(mask.shape)} together with cached keys, which does not "
             "say where those keys are; pass attention_mask as (batch, sequence), 0 at padding"
         )
+    position_ids = position_ids.to(query.device)
     if not torch.compiler.is_compiling():
         visible = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
         later = position_ids[:, None, None, :] > position_ids[:, None, :, None]
@@ -177,7 +179,7 @@ def _where(mask: Tensor, position_ids: Tensor, query: Tensor, key: Tensor) -> Ke
                 "the mask lets queries see later keys, and distance rules are defined for keys "
                 "that come before the query only; unplug the model for such masks"
             )
-    return KeysAndQueries(position_ids, position_ids, mask)  # type: ignore[arg-type]
+    return explicit(KeysAndQueries(position_ids, position_ids, mask))  # type: ignore[arg-type]
 
 
 def _refuse_unsupported(dropout: float, others: dict[str, Any]) -> None:

@@ -156,13 +156,8 @@ def read_plan(
     Raises:
         ValueError: the plan describes another number of keys, or positions do not grow.
     """
+    check_plan(plan, position_ids, keys)
     queries = position_ids.shape[-1]
-    if plan.shape[-1] != keys + queries:
-        raise ValueError(
-            f"the mask was made for {plan.shape[-1] - queries} keys and the cache returned {keys}, "
-            "so that the keys' positions are unknown; use one of transformers' dynamic, static or "
-            "sliding-window caches"
-        )
     index = plan[:, 0, INDEX]
     key_index, query_index = index[:, :keys], index[:, keys:]
     _refuse_restarts(position_ids, None if plan.shape[2] == 2 else plan[:, 0, VALID, keys:])
@@ -192,6 +187,17 @@ def read_plan(
     query_positions = torch.where(by_index, shifted[:, keys:], here)
     visible = valid[:, :keys] & ~is_future
     return KeysAndQueries(query_positions, key_positions, visible[:, None, None, :])
+
+
+def check_plan(plan: Tensor, position_ids: Tensor, keys: int) -> None:
+    """Refuses a plan that describes another number of keys than the cache returned."""
+    planned = plan.shape[-1] - position_ids.shape[-1]
+    if planned != keys:
+        raise ValueError(
+            f"the mask was made for {planned} keys and the cache returned {keys}, so that the "
+            "keys' positions are unknown; use one of transformers' dynamic, static or "
+            "sliding-window caches"
+        )
 
 
 def _refuse_restarts(
