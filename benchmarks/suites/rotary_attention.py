@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.attention import AttentionWorkload, Shape
+from benchmarks.attention import COPY, AttentionWorkload, Shape
 from benchmarks.case import Case, Kind, Suite
+from benchmarks.peers.graph import SUFFIX
 from benchmarks.roofline import attention_work
 from benchmarks.suites.rotary_attention_goals import cpu_goals, cuda_goals
 from ropewalk.blocks.rotary import DualChunk, LeakyReRoPE, Plain, ReRoPE, SelfExtend
@@ -153,6 +154,10 @@ def _cuda_peers(shape: Shape, *, main: bool) -> tuple[str, ...]:
             peers += ["flex"]
     if shape.keys <= 8192 and not decoding:
         peers += ["reference"]
+    if decoding:
+        # The copy's time at the cache's size, and all as serving engines run them.
+        peers += [COPY]
+        peers += [f"{peer}{SUFFIX}" for peer in peers if peer != "two-matrix"]
     return tuple(peers)
 
 
