@@ -25,6 +25,7 @@ from ropewalk.evals.progress import WorkProgress
 from ropewalk.evals.request import Request
 from ropewalk.evals.run_file import RunFile, check_configuration
 from ropewalk.evals.tasks.task import Sample, Task
+from ropewalk.llm.last_queries import only_last_read
 
 
 def evaluate(request: Request, console: Console | None = None) -> dict[str, Any]:
@@ -219,13 +220,15 @@ def scored_logits(
 ) -> Float[Tensor, "batch scored vocabulary"]:
     """Logits that predict the last `scored` of `tokens`, each from all tokens before it.
 
+    The last layer's attention is computed for the tokens whose logits these are only.
     Models whose forward pass takes `logits_to_keep` compute no others; for the rest all are
     computed and sliced, because a model may scale or cap its logits after the head.
     """
     inputs = tokens[:, :-1]
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        return model(input_ids=inputs, use_cache=False, logits_to_keep=scored).logits
-    return model(input_ids=inputs, use_cache=False).logits[:, -scored:]
+    with only_last_read(model, scored):
+        if "logits_to_keep" in inspect.signature(model.forward).parameters:
+            return model(input_ids=inputs, use_cache=False, logits_to_keep=scored).logits
+        return model(input_ids=inputs, use_cache=False).logits[:, -scored:]
 
 
 def _equally_long(one: Sample, other: Sample) -> bool:

@@ -66,6 +66,7 @@ class LayerPlug:
         log_n: factor on the queries by position.
         sliding_window: keys at this distance and beyond are hidden.
         backend: who computes it.
+        read: of how many of the last queries the output is read, see `last_queries`; None for all.
     """
 
     rotary: Rotary | None
@@ -74,6 +75,7 @@ class LayerPlug:
     log_n: LogN | None = None
     sliding_window: int | None = None
     backend: Backend = "auto"
+    read: int | None = None
 
 
 def ropewalk_attention(
@@ -128,6 +130,9 @@ def ropewalk_attention(
     rotary = plug.rotary
     if rotary is not None and plug.trailing:
         query, key = (_leading(x, rotary.rotary_dim) for x in (query, key))
+    unread = 0 if plug.read is None else max(0, query.shape[2] - plug.read)
+    if unread:
+        query, where = query[:, :, unread:], where.without_first(unread)
     output = rotary_attention(
         query,
         key,
@@ -147,7 +152,10 @@ def ropewalk_attention(
         length=where.length,
         backend=plug.backend,
     )
-    return cast("Tensor", output).transpose(1, 2).contiguous(), None
+    output = cast("Tensor", output).transpose(1, 2)
+    if unread:
+        return nn.functional.pad(output, (0, 0, 0, 0, unread, 0)), None
+    return output.contiguous(), None
 
 
 def register() -> None:

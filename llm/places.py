@@ -37,6 +37,15 @@ class Places(NamedTuple):
     key_lengths: Tensor | None
     length: Tensor
 
+    def without_first(self, count: int) -> "Places":
+        """The same for all queries but the first ones."""
+        at, visible = self.query_positions, self.visible
+        return self._replace(
+            # By default the last query is at the last key, however many there are.
+            query_positions=None if at is None else at[:, count:],
+            visible=visible if visible is None or visible.shape[2] == 1 else visible[:, :, count:],
+        )
+
 
 class _Kept(NamedTuple):
     """Places, and what besides the plan they were found from."""
