@@ -74,27 +74,32 @@ def model_sizes() -> dict[str, int]:
 def evaluation_work(evaluation: Evaluation) -> Work:
     """The model's products and the attention's visible pairs; weights are read once a document.
 
-    The last token of a document is scored and not read, so a sequence is one shorter.
+    The last token of a document is scored and not read, so a sequence is one shorter. The last
+    layer's attention is needed for as many queries as tokens are scored.
     """
     sizes, tokens = model_sizes(), evaluation.length - 1
     layers, hidden, head_dim = (
         sizes[name] for name in ("num_hidden_layers", "hidden_size", "head_dim")
     )
     heads, kv_heads = sizes["num_attention_heads"], sizes["num_key_value_heads"]
-    attention = attention_work(
-        batch=1,
-        heads=heads,
-        kv_heads=kv_heads,
-        queries=tokens,
-        keys=tokens,
-        head_dim=head_dim,
-        itemsize=ITEMSIZE,
-        backward=False,
+    every, last = (
+        attention_work(
+            batch=1,
+            heads=heads,
+            kv_heads=kv_heads,
+            queries=queries,
+            keys=tokens,
+            head_dim=head_dim,
+            itemsize=ITEMSIZE,
+            backward=False,
+        )
+        for queries in (tokens, evaluation.scored)
     )
     projections = 2 * hidden * head_dim * (heads + kv_heads)
     weights = layers * (projections + 3 * hidden * sizes["intermediate_size"])
     vocabulary = hidden * sizes["vocab_size"]
-    flop = layers * attention.flop + 2.0 * (weights * tokens + vocabulary * evaluation.scored)
+    attention = (layers - 1) * every.flop + last.flop
+    flop = attention + 2.0 * (weights * tokens + vocabulary * evaluation.scored)
     moved = float(ITEMSIZE * (weights + vocabulary))
     return Work(evaluation.documents * flop, evaluation.documents * moved)
 

@@ -9,7 +9,7 @@ The call:
     op.py          the torch operator: schema, fake tensors, autograd
     problem.py     what is asked: tensors, constants and the rotation
     backend.py     which implementation answers
-    varlen.py      packed sequences and rows of different lengths, one dense problem after another
+    varlen.py      packed sequences and rows of different lengths; those of equal lengths together
     schedule.py    which keys a block of queries meets, through which branch
 
 What answers it:
