@@ -41,7 +41,7 @@ def attend_tiles(
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, HEAD_BLOCK: tl.constexpr,
     VALUE_BLOCK: tl.constexpr, COLUMNS: tl.constexpr, CAUSAL: tl.constexpr,
     SLIDING: tl.constexpr, CAP: tl.constexpr, MASK: tl.constexpr, BY_INDEX: tl.constexpr,
-    UNITS: tl.constexpr, ALIGNED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+    UNITS: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Adds the full tiles of a branch, or its masked ones, to the running softmax."""
     dims = tl.arange(0, HEAD_BLOCK)
@@ -55,7 +55,7 @@ def attend_tiles(
         there = columns < length
         keys_tile = load_tile(
             key, column, key_row, dims, there,
-            HEAD_DIM, COLUMNS, HEAD_BLOCK, MASKED, ALIGNED, UPCAST,
+            HEAD_DIM, COLUMNS, HEAD_BLOCK, MASKED, True, UPCAST,
         )  # fmt: skip
         scores = tl.dot(turned, tl.trans(keys_tile), input_precision=PRECISION)
         if CAP or MASK:
@@ -91,7 +91,7 @@ def attend_tiles(
         maximum = higher
         values_tile = load_tile(
             value, column, value_row, value_dims, there,
-            VALUE_DIM, COLUMNS, VALUE_BLOCK, MASKED, ALIGNED, UPCAST,
+            VALUE_DIM, COLUMNS, VALUE_BLOCK, MASKED, True, UPCAST,
         )  # fmt: skip
         accumulator = tl.dot(
             weights.to(values_tile.dtype), values_tile, accumulator, input_precision=PRECISION
@@ -111,7 +111,7 @@ def attend_branch(
     VALUE_DIM: tl.constexpr, HEAD_BLOCK: tl.constexpr, VALUE_BLOCK: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CAUSAL: tl.constexpr, SLIDING: tl.constexpr,
     CAP: tl.constexpr, MASK: tl.constexpr, BY_INDEX: tl.constexpr, UNITS: tl.constexpr,
-    ALIGNED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Adds all keys of one branch to the running softmax: full tiles first, then masked ones."""
     EDGES: tl.constexpr = BRANCHES > 1
@@ -130,7 +130,7 @@ def attend_branch(
     query += (tl.full([], 0, tl.int64) + branch) * query_branch
     turned = load_tile(
         query, block_start, query_row, dims, here,
-        HEAD_DIM, ROWS, HEAD_BLOCK, True, ALIGNED, UPCAST,
+        HEAD_DIM, ROWS, HEAD_BLOCK, True, True, UPCAST,
     )  # fmt: skip
     for masked in tl.static_range(2):
         count = full_stop - full_start
@@ -142,7 +142,7 @@ def attend_branch(
             start, full_start, full_stop, count // COLUMNS,
             lower, upper, unit, window, scale, cap, least,
             masked == 1, EDGES, HEAD_DIM, VALUE_DIM, HEAD_BLOCK, VALUE_BLOCK, COLUMNS,
-            CAUSAL, SLIDING, CAP, MASK, BY_INDEX, UNITS, ALIGNED, UPCAST, PRECISION,
+            CAUSAL, SLIDING, CAP, MASK, BY_INDEX, UNITS, UPCAST, PRECISION,
         )  # fmt: skip
     return accumulator, total, maximum
 
@@ -161,7 +161,7 @@ def forward_kernel(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     CAUSAL: tl.constexpr, SLIDING: tl.constexpr, CAP: tl.constexpr, SINKS: tl.constexpr,
     MASK: tl.constexpr, LENGTHS: tl.constexpr, PACKED: tl.constexpr, BY_INDEX: tl.constexpr,
-    UNITS: tl.constexpr, ALIGNED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+    UNITS: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Programs: (blocks of queries, batch · heads). Arguments: `geometry.Geometry`."""
     head = tl.program_id(1) % heads
@@ -209,7 +209,7 @@ def forward_kernel(
             key1_row, key2_batch, key2_head, key2_row, value_row, mask_row, mask_column,
             edge1, edge2, unit, window, steps, scale, cap, least,
             BRANCHES, HEAD_DIM, VALUE_DIM, HEAD_BLOCK, VALUE_BLOCK, ROWS,
-            COLUMNS, CAUSAL, SLIDING, CAP, MASK, BY_INDEX, UNITS, ALIGNED, UPCAST, PRECISION,
+            COLUMNS, CAUSAL, SLIDING, CAP, MASK, BY_INDEX, UNITS, UPCAST, PRECISION,
         )  # fmt: skip
 
     # A row that sees no key has a total of 0: its output is 0 and its logsumexp −∞.

@@ -5,7 +5,7 @@ position is 0 throughout are the caller's own (ReRoPE's far keys), and branches 
 alike share one copy (dual chunk attention's three).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from ropewalk.kernels.interpreter import interpreted
 from ropewalk.kernels.rotary_attention.problem import Problem
 from ropewalk.kernels.rotary_attention.schedule import block_index
 from ropewalk.kernels.rotary_attention.triton.turn import empty_turned, turn
-from ropewalk.kernels.sizes import power_of_two
+from ropewalk.kernels.sizes import ceil_divide, power_of_two
 
 HUGE = 2**29 - 1
 
@@ -50,13 +50,37 @@ def aligned(x: Tensor) -> bool:
 
 
 def contiguous_rows(x: Tensor) -> Tensor:
-    """`x` with a contiguous last dimension and aligned rows; a copy only where it has not."""
+    """`x` with a contiguous last dimension, and aligned rows where its width allows them.
+
+    A copy only where it has not; one that would lie as `x` does is not made.
+    """
     return x if x.stride(-1) == 1 and aligned(x) else x.contiguous()
+
+
+def aligned_rows(x: Tensor) -> Tensor:
+    """`x` in rows that begin at multiples of 16 bytes, with zeros up to the next one's begin.
+
+    A copy only where it does not lie so. Without it a thread of the kernels would load element by
+    element and keep an address for each.
+    """
+    width = ceil_divide(x.shape[-1] * x.element_size(), 16) * 16 // x.element_size()
+    if x.shape[-1] == width and x.stride(-1) == 1 and aligned(x):
+        return x
+    rows = x.new_zeros(*x.shape[:-1], width)
+    rows[..., : x.shape[-1]] = x
+    return rows
+
+
+def with_aligned_rows(problem: Problem) -> Problem:
+    """The same with `aligned_rows`: zeros turn into zeros and change no product."""
+    p = problem
+    query, key, value = map(aligned_rows, (p.query, p.key, p.value))
+    return replace(p, query=query, key=key, value=value)
 
 
 def turn_queries(problem: Problem) -> Tensor:
     """Queries at the positions of every branch, times their factor."""
-    p, query = problem, contiguous_rows(problem.query)
+    p, query = problem, problem.query
     if p.inverse_frequencies.numel() == 0 and p.query_factor is None:
         return query[None]
     turned = empty_turned(query, p.query_angles.shape[0])
@@ -66,7 +90,7 @@ def turn_queries(problem: Problem) -> Tensor:
 
 def turn_keys(problem: Problem) -> tuple[Tensor, ...]:
     """Keys at the positions of every branch."""
-    p, key = problem, contiguous_rows(problem.key)
+    p, key = problem, problem.key
     copies = p.key_copies
     if p.inverse_frequencies.numel() == 0 or max(copies) < 0:
         return (key,) * len(copies)

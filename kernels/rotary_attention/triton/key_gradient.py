@@ -35,7 +35,7 @@ def key_tiles(
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, HEAD_BLOCK: tl.constexpr,
     VALUE_BLOCK: tl.constexpr, ROWS: tl.constexpr, CAUSAL: tl.constexpr,
     SLIDING: tl.constexpr, CAP: tl.constexpr, MASK: tl.constexpr, BY_INDEX: tl.constexpr,
-    UNITS: tl.constexpr, ALIGNED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+    UNITS: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Adds what the full tiles of a branch, or its masked ones, give to keys and values."""
     dims = tl.arange(0, HEAD_BLOCK)
@@ -55,11 +55,11 @@ def key_tiles(
             here = rows < rows_here
             turned = load_tile(
                 query_here, row, query_row, dims, here,
-                HEAD_DIM, ROWS, HEAD_BLOCK, MASKED, ALIGNED, UPCAST,
+                HEAD_DIM, ROWS, HEAD_BLOCK, MASKED, True, UPCAST,
             )  # fmt: skip
             upstream = load_tile(
                 grad_here, row, grad_row, value_dims, here,
-                VALUE_DIM, ROWS, VALUE_BLOCK, MASKED, ALIGNED, UPCAST,
+                VALUE_DIM, ROWS, VALUE_BLOCK, MASKED, True, UPCAST,
             )  # fmt: skip
             lse, row_delta = load_statistics(logsumexp, delta, row_base + row, here, ROWS, MASKED)
             scores = tl.dot(keys_tile, tl.trans(turned), input_precision=PRECISION)
@@ -107,7 +107,7 @@ def key_kernel(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, SPLIT: tl.constexpr,
     CAUSAL: tl.constexpr, SLIDING: tl.constexpr, CAP: tl.constexpr,
     MASK: tl.constexpr, LENGTHS: tl.constexpr, PACKED: tl.constexpr, BY_INDEX: tl.constexpr,
-    UNITS: tl.constexpr, ALIGNED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+    UNITS: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the keys rotated for a branch, and of the values as that branch sees them.
 
@@ -151,7 +151,7 @@ def key_kernel(
         mask += wide * mask_batch
     values_tile = load_tile(
         value, block_start, value_row, value_dims, there,
-        VALUE_DIM, COLUMNS, VALUE_BLOCK, True, ALIGNED, UPCAST,
+        VALUE_DIM, COLUMNS, VALUE_BLOCK, True, True, UPCAST,
     )  # fmt: skip
     value_sum = tl.zeros([COLUMNS, VALUE_BLOCK], tl.float32)
 
@@ -175,7 +175,7 @@ def key_kernel(
     full_stop = tl.minimum(full_stop, stop)
     keys_tile = load_tile(
         key, block_start, key_row, dims, there,
-        HEAD_DIM, COLUMNS, HEAD_BLOCK, True, ALIGNED, UPCAST,
+        HEAD_DIM, COLUMNS, HEAD_BLOCK, True, True, UPCAST,
     )  # fmt: skip
     accumulator = tl.zeros([COLUMNS, HEAD_BLOCK], tl.float32)
     for masked in tl.static_range(2):
@@ -191,7 +191,7 @@ def key_kernel(
             start, full_start, full_stop, count // ROWS,
             lower, upper, unit, window, scale, cap, least,
             masked == 1, EDGES, HEAD_DIM, VALUE_DIM, HEAD_BLOCK, VALUE_BLOCK, ROWS,
-            CAUSAL, SLIDING, CAP, MASK, BY_INDEX, UNITS, ALIGNED, UPCAST, PRECISION,
+            CAUSAL, SLIDING, CAP, MASK, BY_INDEX, UNITS, UPCAST, PRECISION,
         )  # fmt: skip
     # Nobody sees keys past the valid ones, whose columns hold what full tiles left there.
     accumulator = tl.where(there[:, None], accumulator, 0.0) * scale

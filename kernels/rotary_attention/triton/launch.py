@@ -19,12 +19,12 @@ from ropewalk.kernels.rotary_attention.triton.decode import decode, suits
 from ropewalk.kernels.rotary_attention.triton.forward import forward_kernel
 from ropewalk.kernels.rotary_attention.triton.geometry import (
     Geometry,
-    aligned,
-    contiguous_rows,
+    aligned_rows,
     geometry,
     packed_tiles,
     turn_back_keys,
     turn_back_queries,
+    with_aligned_rows,
 )
 from ropewalk.kernels.rotary_attention.triton.key_gradient import key_kernel
 from ropewalk.kernels.rotary_attention.triton.query_gradient import query_kernel
@@ -34,7 +34,8 @@ LARGEST_HEAD = 256
 LONGEST = 2**29
 MOST_HEADS = 65535
 """What the second and third dimension of a grid can count."""
-DELTA_ROWS = 64
+DELTA_ELEMENTS = 8192
+"""Of a tile of outputs; larger ones spill where rows are not aligned."""
 
 
 def run(kernel: Any, grid: tuple[int, ...], **arguments: Any) -> None:
@@ -86,7 +87,7 @@ def _grid_of_queries(
     if p.cu_seqlens_query is not None:
         tiles = packed_tiles(p.cu_seqlens_query, p.query.shape[2], how.rows)
         blocks = len(tiles)
-    return (blocks, p.query.shape[0] * p.query.shape[1]), _told(how, tiles, p.query.element_size())
+    return (blocks, p.query.shape[0] * p.query.shape[1]), _told(p, how, tiles)
 
 
 def most_registers(warps: int) -> int:
@@ -94,45 +95,40 @@ def most_registers(warps: int) -> int:
     return min(255, 65536 // (32 * warps))
 
 
-def _told(how: Configuration, tiles: Tensor | None, itemsize: int) -> dict[str, Any]:
+def _told(problem: Problem, how: Configuration, tiles: Tensor | None) -> dict[str, Any]:
+    # Left alone, the assembler spills a little of such kernels to fit more of them.
+    widest = max(problem.query.shape[-1], problem.value.shape[-1])
+    hungry = problem.query.element_size() == 4 or widest > 128
     return {
         "tiles": tiles,
         "ROWS": how.rows,
         "COLUMNS": how.columns,
         "num_warps": how.warps,
         "num_stages": how.stages,
-        # Left alone, the assembler spills a little of float32's kernels to fit more of them.
-        "maxnreg": most_registers(how.warps) if itemsize == 4 else None,
+        "maxnreg": most_registers(how.warps) if hungry else None,
     }
 
 
-def _shared(g: Geometry, ordered: str, *others: Tensor) -> dict[str, Any]:
-    """The shared arguments.
-
-    Args:
-        g: the problem's geometry.
-        ordered: which positions the kernel searches.
-        others: tensors that it reads tile by tile besides queries, keys and values.
-    """
+def _shared(g: Geometry, ordered: str) -> dict[str, Any]:
+    """The shared arguments of a kernel that searches the `ordered` positions."""
     arguments = dict(g.arguments)
     widest = max(arguments["HEAD_BLOCK"], arguments["VALUE_BLOCK"])
     if arguments["PRECISION"] == "tf32x3" and widest > 64:
         # Three parts of such wide tiles fill the registers; the ordinary units do as well.
         arguments["PRECISION"] = "ieee"
-    arguments["ALIGNED"] = all(map(aligned, (*g.keys, g.queries, g.value, *others)))
     flags = {name: arguments.pop(name) for name in ("keys_ordered", "queries_ordered")}
     return arguments | {"ordered": flags[ordered]}
 
 
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     """Output (batch, heads, query, value_dim) and float32 logsumexp (batch, heads, query)."""
-    p = problem
-    if suits(p):
-        return decode(p)
+    if suits(problem):
+        return decode(problem)
+    p = with_aligned_rows(problem)
     output = p.query.new_empty(*p.query.shape[:-1], p.value.shape[-1])
     logsumexp = p.query.new_empty(p.query.shape[:-1], dtype=torch.float32)
     if logsumexp.numel() == 0:
-        return output, logsumexp
+        return output[..., : problem.value.shape[-1]], logsumexp
     grid, told = _grid_of_queries(p, _configuration("forward", p))
     run(
         forward_kernel,
@@ -144,7 +140,7 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
         sinks=p.sinks,
         SINKS=p.sinks is not None,
     )
-    return output, logsumexp
+    return output[..., : problem.value.shape[-1]], logsumexp
 
 
 def backward(
@@ -154,14 +150,16 @@ def backward(
     p = problem
     delta = torch.empty_like(logsumexp, memory_format=torch.contiguous_format)
     logsumexp = logsumexp.contiguous()
-    grad_output = contiguous_rows(grad_output)
     if min(p.query.numel(), p.key.numel()) == 0:
         zeros = [torch.zeros_like(x) for x in (p.query, p.key, p.value)]
         delta = -grad_lse.float()
         return zeros[0], zeros[1], zeros[2], _sink_gradient(p, logsumexp, delta)
+    grad_output = aligned_rows(grad_output)
+    value_block = power_of_two(output.shape[-1])
+    delta_rows = min(64, DELTA_ELEMENTS // value_block)
     run(
         delta_kernel,
-        (ceil_divide(delta.numel(), DELTA_ROWS),),
+        (ceil_divide(delta.numel(), delta_rows),),
         output=output.contiguous(),
         grad_output=grad_output,
         grad_logsumexp=grad_lse.float().contiguous(),
@@ -172,12 +170,12 @@ def backward(
         grad_row=grad_output.stride(2),
         heads=p.query.shape[1],
         queries=p.query.shape[2],
-        VALUE_DIM=p.value.shape[-1],
-        VALUE_BLOCK=power_of_two(p.value.shape[-1]),
-        ROWS=DELTA_ROWS,
+        VALUE_DIM=output.shape[-1],
+        VALUE_BLOCK=value_block,
+        ROWS=delta_rows,
         num_warps=4,
     )
-    g = geometry(p)
+    g = geometry(with_aligned_rows(p))
     rows: dict[str, Any] = {
         "grad_output": grad_output,
         "logsumexp": logsumexp,
@@ -188,6 +186,8 @@ def backward(
     }
     grad_query = _grad_query(g, rows)
     grad_key, grad_value = _grad_key(g, rows)
+    grad_query, grad_key = (x[..., : p.query.shape[-1]] for x in (grad_query, grad_key))
+    grad_value = grad_value[..., : p.value.shape[-1]]
     return grad_query, grad_key, grad_value, _sink_gradient(p, logsumexp, delta)
 
 
@@ -198,7 +198,7 @@ def _grad_query(g: Geometry, rows: dict[str, Any]) -> Tensor:
     run(
         query_kernel,
         (*grid, g.branches),
-        **_shared(g, "keys_ordered", rows["grad_output"]),
+        **_shared(g, "keys_ordered"),
         **told,
         **rows,
         grad_query=gradients,
@@ -227,8 +227,8 @@ def _grad_key(g: Geometry, rows: dict[str, Any]) -> tuple[Tensor, Tensor]:
     run(
         key_kernel,
         (blocks, programs, g.branches),
-        **_shared(g, "queries_ordered", rows["grad_output"]),
-        **_told(how, tiles, p.query.element_size()),
+        **_shared(g, "queries_ordered"),
+        **_told(p, how, tiles),
         **rows,
         grad_key=grad_keys,
         grad_value=grad_values,

@@ -27,7 +27,7 @@ def query_tiles(
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, HEAD_BLOCK: tl.constexpr,
     VALUE_BLOCK: tl.constexpr, COLUMNS: tl.constexpr, CAUSAL: tl.constexpr,
     SLIDING: tl.constexpr, CAP: tl.constexpr, MASK: tl.constexpr, BY_INDEX: tl.constexpr,
-    UNITS: tl.constexpr, ALIGNED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+    UNITS: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Adds what the full tiles of a branch, or its masked ones, give to the queries' gradient."""
     dims = tl.arange(0, HEAD_BLOCK)
@@ -41,11 +41,11 @@ def query_tiles(
         there = columns < length
         keys_tile = load_tile(
             key, column, key_row, dims, there,
-            HEAD_DIM, COLUMNS, HEAD_BLOCK, MASKED, ALIGNED, UPCAST,
+            HEAD_DIM, COLUMNS, HEAD_BLOCK, MASKED, True, UPCAST,
         )  # fmt: skip
         values_tile = load_tile(
             value, column, value_row, value_dims, there,
-            VALUE_DIM, COLUMNS, VALUE_BLOCK, MASKED, ALIGNED, UPCAST,
+            VALUE_DIM, COLUMNS, VALUE_BLOCK, MASKED, True, UPCAST,
         )  # fmt: skip
         scores = tl.dot(turned, tl.trans(keys_tile), input_precision=PRECISION)
         weights, slope = probabilities(
@@ -86,7 +86,7 @@ def query_kernel(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     CAUSAL: tl.constexpr, SLIDING: tl.constexpr, CAP: tl.constexpr,
     MASK: tl.constexpr, LENGTHS: tl.constexpr, PACKED: tl.constexpr, BY_INDEX: tl.constexpr,
-    UNITS: tl.constexpr, ALIGNED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+    UNITS: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the queries rotated for a branch.
 
@@ -126,7 +126,7 @@ def query_kernel(
     lse, row_delta = load_statistics(logsumexp, delta, first_row + block_start, here, ROWS, True)
     upstream = load_tile(
         grad_output, block_start, grad_row, value_dims, here,
-        VALUE_DIM, ROWS, VALUE_BLOCK, True, ALIGNED, UPCAST,
+        VALUE_DIM, ROWS, VALUE_BLOCK, True, True, UPCAST,
     )  # fmt: skip
 
     branch = tl.program_id(2)
@@ -144,7 +144,7 @@ def query_kernel(
     )  # fmt: skip
     turned = load_tile(
         query + wide_branch * query_branch, block_start, query_row, dims, here,
-        HEAD_DIM, ROWS, HEAD_BLOCK, True, ALIGNED, UPCAST,
+        HEAD_DIM, ROWS, HEAD_BLOCK, True, True, UPCAST,
     )  # fmt: skip
     accumulator = tl.zeros([ROWS, HEAD_BLOCK], tl.float32)
     for masked in tl.static_range(2):
@@ -157,7 +157,7 @@ def query_kernel(
             start, full_start, full_stop, count // COLUMNS,
             lower, upper, unit, window, scale, cap, least,
             masked == 1, EDGES, HEAD_DIM, VALUE_DIM, HEAD_BLOCK, VALUE_BLOCK, COLUMNS,
-            CAUSAL, SLIDING, CAP, MASK, BY_INDEX, UNITS, ALIGNED, UPCAST, PRECISION,
+            CAUSAL, SLIDING, CAP, MASK, BY_INDEX, UNITS, UPCAST, PRECISION,
         )  # fmt: skip
     at = first_row + block_start + tl.arange(0, ROWS)
     tl.store(

@@ -174,7 +174,7 @@ def turn(x: Tensor, turned: Tensor, positions: Tensor, inverse_frequencies: Tens
         REST_BLOCK=power_of_two(max(head_dim - 2 * pairs, 1)), ROWS=rows, HEADS=together,
         INTERLEAVED=interleaved, FACTOR=factor is not None, ROW_FACTOR=row_factor is not None,
         # Left alone, the assembler spills a little to fit more programs than memory can feed.
-        num_warps=4, maxnreg=128,
+        num_warps=4, maxnreg=128 if head_dim == 2 * pairs else 168,
     )  # fmt: skip
 
 

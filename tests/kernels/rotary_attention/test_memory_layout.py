@@ -43,6 +43,37 @@ def test_results_do_not_depend_on_strides(view, extra, backend, distance, head_d
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("head_dim", "value_dim", "offset"), [(6, 6, 0), (10, 3, 1), (16, 5, 0), (8, 8, 1)]
+)
+def test_rows_off_multiples_of_16_bytes(kernel_device, head_dim, value_dim, offset):
+    """Widths that 16 bytes do not divide, and memory that begins `offset` elements late."""
+
+    def leaf(heads: int, width: int) -> torch.Tensor:
+        memory = torch.randn(heads * 20 * width + offset, device=kernel_device)
+        return memory[offset:].view(1, heads, 20, width)
+
+    tensors = leaf(2, head_dim), leaf(1, head_dim), leaf(1, value_dim)
+    upstream = leaf(2, value_dim)
+    results = []
+    for backend in ("triton", "reference"):
+        leaves = [x.detach().requires_grad_() for x in tensors]
+        output = rotary_attention(
+            *leaves, rotary=RotaryEmbedding(head_dim).to(kernel_device),
+            distance=ReRoPE(window=7), backend=backend,
+        )  # fmt: skip
+        results.append((output, *torch.autograd.grad(output, leaves, upstream)))
+    for ours, theirs in zip(*results, strict=True):
+        assert ours.is_contiguous()
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
+
+
+def test_no_query_of_an_unaligned_width(kernel_device):
+    q, k, v = (torch.randn(1, 2, n, 6, device=kernel_device) for n in (0, 5, 5))
+    rotary = RotaryEmbedding(6).to(kernel_device)
+    assert rotary_attention(q, k, v, rotary=rotary, backend="triton").shape == (1, 2, 0, 6)
+
+
 @pytest.mark.parametrize("scale", [0.0, -0.5])
 @pytest.mark.parametrize("distance", [Plain(), ReRoPE(window=15)], ids=["plain", "rerope"])
 def test_scales_that_are_not_positive(scale, distance):

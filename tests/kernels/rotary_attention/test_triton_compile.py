@@ -48,14 +48,20 @@ CASES: list[tuple[torch.dtype, int, int, str]] = [
     (SINGLE, 80, 80, "masked"),
     (SINGLE, 96, 96, "packed"),
     (HALF, 192, 128, "light"),
-    # Awkward: rows off multiples of 16 bytes, and values wider than keys.
-    (HALF, 36, 36, "light"),
+    (HALF, 192, 128, "packed"),
+    # Rows off multiples of 16 bytes, which are copied to such.
     (HALF, 36, 36, "packed"),
-    (HALF, 100, 100, "light"),
-    (HALF, 100, 100, "packed"),
+    (HALF, 134, 134, "packed"),
+    (HALF, 196, 196, "packed"),
+    (SINGLE, 134, 134, "packed"),
+    (SINGLE, 198, 198, "packed"),
+    # Awkward: values wider than keys.
+    (HALF, 32, 64, "masked"),
     (HALF, 64, 128, "packed"),
+    (HALF, 128, 256, "packed"),
 ]
 SMALL_CASES: list[tuple[torch.dtype, int, int, str]] = [
+    (HALF, 64, 64, "light"),
     (HALF, 128, 128, "light"),
     (HALF, 64, 64, "packed"),
     (HALF, 128, 128, "packed"),
