@@ -74,7 +74,7 @@ CONFIGURATIONS: dict[Chip, dict[tuple[int, int], Configuration]] = {
     },
     "small": {
         (2, 64): Configuration(64, 64, 4, 3, 1),
-        (2, 128): Configuration(32, 64, 4, 2, 1),
+        (2, 128): Configuration(16, 64, 4, 2, 1),
         (2, 256): Configuration(16, 32, 8, 2, 1),
         (4, 64): Configuration(16, 64, 4, 2, 1),
         (4, 128): Configuration(16, 32, 4, 2, 1),
@@ -135,7 +135,9 @@ def _heavy(problem: Problem) -> bool:
     """Whether there is so much to decide about a pair that registers do not hold many rows."""
     p = problem
     several = p.softcap is not None or p.attention_mask is not None or not p.by_index
-    return several or len(p.edges) > 1
+    # Two branches that both turn keys hold two forms of wide queries.
+    wide = _shape(p)[1] > 128 and len(p.edges) == 1 and min(p.key_copies) >= 0
+    return several or wide or len(p.edges) > 1
 
 
 def _unit(key: Tensor, value: Tensor) -> int:

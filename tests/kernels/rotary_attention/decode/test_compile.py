@@ -116,11 +116,12 @@ def test_fits_and_spills_nothing(
 
 
 @pytest.mark.parametrize("shape", module.CONFIGURATIONS["small"], ids="{0[0]}-bytes-{0[1]}".format)
+@pytest.mark.parametrize("variant", ["rerope", "grouped"])
 def test_fits_small_chips(
-    compile_launches: Callable[..., list[Any]], shape: tuple[int, int]
+    compile_launches: Callable[..., list[Any]], shape: tuple[int, int], variant: str
 ) -> None:
     dtype = torch.bfloat16 if shape[0] == 2 else torch.float32
-    compiled(compile_launches, problem(dtype, shape[1], **VARIANTS["rerope"]), 89)
+    compiled(compile_launches, problem(dtype, shape[1], **VARIANTS[variant]), 89)
 
 
 @pytest.mark.parametrize("head_dim", [72, 80, 128])
