@@ -19,6 +19,7 @@ from ropewalk.kernels.rotary_attention import (
     DistanceRule,
     QueryScale,
     Rotary,
+    check_backend,
     rotary_attention,
     validation,
 )
@@ -95,6 +96,8 @@ class RotaryAttention(nn.Module):
         validation.check_rotary(rotary, self.head_dim, branches=1)
         validation.check_rule(self.distance, causal=True)
         validation.check_log_n(log_n)
+        validation.check_options(None, sliding_window, softcap, causal=causal)
+        check_backend(backend)
         self.log_n = log_n
         self.causal, self.sliding_window, self.softcap = causal, sliding_window, softcap
         self.backend: Backend = backend

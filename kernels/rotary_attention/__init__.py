@@ -2,6 +2,7 @@
 
 The call:
     attention.py   the public function: positions, branches, dispatch
+    plain.py       the plain rule as torch has it
     positions.py   where queries and keys are by default
     protocols.py   what a rotary embedding and a distance rule look like to the op
     kinds.py       what kind of thing was passed
@@ -27,7 +28,7 @@ Example:
 """
 
 from ropewalk.kernels.rotary_attention.attention import rotary_attention
-from ropewalk.kernels.rotary_attention.backend import Backend
+from ropewalk.kernels.rotary_attention.backend import Backend, check_backend
 from ropewalk.kernels.rotary_attention.protocols import (
     Branch,
     DistanceRule,
@@ -45,5 +46,6 @@ __all__ = [
     "PositionMap",
     "QueryScale",
     "Rotary",
+    "check_backend",
     "rotary_attention",
 ]

@@ -8,9 +8,9 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from ropewalk.kernels.autocast import cast_inputs
-from ropewalk.kernels.rotary import rotate_query_key
-from ropewalk.kernels.rotary_attention import positions, validation
+from ropewalk.kernels.rotary_attention import plain, positions, validation
 from ropewalk.kernels.rotary_attention.backend import Backend, check_backend
+from ropewalk.kernels.rotary_attention.kinds import require_tensor
 from ropewalk.kernels.rotary_attention.op import rotary_attention_op
 from ropewalk.kernels.rotary_attention.protocols import (
     Branch,
@@ -31,8 +31,6 @@ class _Plain:
 
 
 _PLAIN = _Plain()
-# Keys up to which torch's attention answers one query sooner than an operator of ours is called.
-SHORT_CACHE = 4096
 
 
 def rotary_attention(
@@ -76,9 +74,10 @@ def rotary_attention(
             None: tensors are already positioned (`AxialRotary`), or have none; plain rule only.
         distance: which relative position a score sees, such as `ropewalk.blocks.rotary.ReRoPE`; the
             distance itself by default.
-        query_positions: integer, float32 or float64, (query,) or (1 | batch, query). By default
-            the last query sits at the last key, so that decoding needs no positions; with
-            `key_lengths`, at each row's last valid key; in packed sequences, at its own last key.
+        query_positions: integer, float32 or float64, finite, (query,) or (1 | batch, query). They
+            have no gradient. By default the last query sits at the last key, so that decoding needs
+            no positions; with `key_lengths`, at each row's last valid key; in packed sequences, at
+            its own last key.
         key_positions: as `query_positions`; 0 … key − 1 by default, anew in packed sequences.
             Positions that restart do not separate sequences, `cu_seqlens_query` does.
         causal: hide keys at positions after the query's; True for rules of several branches.
@@ -106,12 +105,16 @@ def rotary_attention(
         return_logsumexp: also return the softmax's normaliser.
         backend: who computes. "reference" is the equation in torch. "flash" is attention that
             exists, near and far merged: torch's fused attention on a CPU, flash-attn or torch's
-            flash attention on a GPU. "triton" is one kernel for all branches, on a GPU or in
-            Triton's interpreter. "auto" takes the fastest that can: on a GPU triton, flash,
-            reference in this order, on a CPU flash or reference (masks, and on a CPU softcap, need
-            the latter). The plain rule, asked for nothing
-            that `F.scaled_dot_product_attention` does not give, is that function of rotated
-            tensors under "auto", on every device.
+            flash attention on a GPU. It wants positions that count up by one, values as wide as
+            keys, a positive scale, no mask, a `sliding_window` only with causal=True and token
+            distances, and on a CPU no softcap. "triton" is one kernel for all branches, on a GPU or
+            in Triton's interpreter. "auto" takes the fastest that can: on a GPU triton, flash,
+            reference in this order, on a CPU flash or else reference. The plain rule, asked for
+            nothing that `F.scaled_dot_product_attention` does not give, is that function of
+            rotated tensors under "auto", on every device.
+
+    Gradients flow to query, key, value and sinks, and to a learned `log_n`. They have no gradient
+    of their own (no double backward), and `torch.func.grad` does not reach them.
 
     Returns:
         Output (batch, heads, query, value_dim) in the query's dtype; with `return_logsumexp` also
@@ -153,15 +156,13 @@ def rotary_attention(
     if deterministic is None:
         deterministic = torch.are_deterministic_algorithms_enabled()
 
-    queries, keys = query.shape[-2], key.shape[-2]
+    keys = key.shape[-2]
     by_index = query_positions is None and key_positions is None
     packed = None
     if cu_seqlens_query is not None:
         starts = _narrow(cu_seqlens_query)
         packed = (starts, starts if cu_seqlens_key is None else _narrow(cu_seqlens_key))
     cu_query, cu_key = (None, None) if packed is None else packed
-    if length is None:
-        length = positions.context_length(key_positions, keys, cu_key)
     query_at = key_at = None
     if not by_index:
         key_at = positions.key_positions(key_positions, query, keys, cu_key)
@@ -169,6 +170,9 @@ def rotary_attention(
         query_at = positions.query_positions(
             query_positions, query, keys, key_at, key_lengths, packed
         )
+    if length is None:
+        given = None if key_positions is None else key_at
+        length = positions.context_length(given, keys, cu_key)
     frequencies, factor = _frequencies(rotary, length, query)
     query_factor = None
     if log_n is not None and query_at is not None:
@@ -178,43 +182,29 @@ def rotary_attention(
         query = (query * query_factor[:, None, :, None]).to(query.dtype)
         query_factor = None
 
-    # A few queries against a long cache are left to the operator, which reads it once.
-    short = queries == 1 and keys <= SHORT_CACHE and query.device.type == "cpu"
-    visible_by_index = not causal or (by_index and (queries == keys or short))
     extras = (sliding_window, softcap, sinks, key_lengths, attention_mask, cu_query)
     if (
         backend == "auto"
         and len(distance.branches) == 1
-        and visible_by_index
         and all(extra is None for extra in extras)
         and not return_logsumexp
-        and value.shape[-1] == query.shape[-1]
-        and min(queries, keys) > 0
         and scale > 0
+        and plain.suits(query, key, value, causal=causal, by_index=by_index)
         # Torch's attention accumulates gradients in any order on a GPU, unless torch forbids it.
         and (query.device.type == "cpu" or not deterministic)
     ):
-        # The plain rule needs no branches: rotate and leave the rest to torch's fused attention.
         if query_factor is not None:
             query = (query * query_factor[:, None, :, None]).to(query.dtype)
         if rotary is not None:
-            (branch,) = distance.branches
             if query_at is None or key_at is None:
                 key_at = positions.key_positions(None, query, keys, None)
                 query_at = positions.query_positions(None, query, keys, None, None, None)
-            cos, sin = _cos_sin(branch.query(query_at), frequencies, factor, query)
-            key_cos, key_sin = _cos_sin(branch.key(key_at), frequencies, factor, key)
-            query, key = rotate_query_key(
-                query, key, cos, sin, layout=rotary.layout, key_cos=key_cos, key_sin=key_sin
-            )
-        return torch.nn.functional.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            is_causal=causal and queries > 1,
-            scale=scale,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
+            (branch,) = distance.branches
+            query, key = plain.rotated(
+                query, key, branch.query(query_at), branch.key(key_at), frequencies, factor,
+                rotary.layout,
+            )  # fmt: skip
+        return plain.attend(query, key, value, causal=causal, scale=scale)
     output, logsumexp = rotary_attention_op(
         query,
         key,
@@ -261,25 +251,19 @@ def _frequencies(
     frequencies = rotary.inverse_frequencies(length).to(query.device)
     validation.check_frequencies(frequencies, rotary.rotary_dim)
     factor = rotary.attention_factor(length)
-    return frequencies, factor.to(query.device) if isinstance(factor, Tensor) else float(factor)
+    validation.check_attention_factor(factor)
+    if not isinstance(factor, Tensor):
+        return frequencies, float(factor)
+    return frequencies, factor.to(query.device).reshape(())
 
 
 def _query_factor(log_n: QueryScale, positions: Tensor, query: Tensor) -> Tensor:
     """(1 | batch, query), float32, or float64 for a float64 query."""
     factor = log_n(positions.double() if query.dtype == torch.float64 else positions)
+    require_tensor("what log_n returns", factor)
     if factor.shape != positions.shape:
         raise ValueError(
             f"log_n must return one factor per position, shape {tuple(positions.shape)}, "
             f"got {tuple(factor.shape)}"
         )
     return factor
-
-
-def _cos_sin(
-    positions: Tensor, frequencies: Tensor, factor: Tensor | float, x: Tensor
-) -> tuple[Tensor, Tensor]:
-    """(1 | batch, sequence, rotary_dim / 2), float32, or float64 for float64 `x`."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    angle = positions.to(dtype)[:, :, None] * frequencies.to(dtype)
-    factor = factor.to(dtype) if isinstance(factor, Tensor) else factor
-    return angle.cos() * factor, angle.sin() * factor

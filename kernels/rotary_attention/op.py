@@ -164,4 +164,12 @@ def _backward(ctx: Any, grad_output: Tensor, grad_logsumexp: Tensor) -> tuple[An
     return tuple(result)
 
 
+def _no_second_derivative(*_: Any) -> tuple[Any, ...]:
+    raise NotImplementedError(
+        "rotary_attention has no second derivative; leave out create_graph=True, or write the "
+        "attention that is derived twice in torch's own operations"
+    )
+
+
 rotary_attention_op.register_autograd(_backward, setup_context=_save)
+rotary_attention_backward_op.register_autograd(_no_second_derivative)

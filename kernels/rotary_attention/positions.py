@@ -7,13 +7,13 @@ every sequence. All of it stays on the device, so that nothing waits for a GPU. 
 default ones the operator is given neither, and who needs them as tensors makes them (`problem.py`).
 """
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ropewalk.kernels.rotary_attention import validation
-from ropewalk.kernels.rotary_attention.kinds import require_tensor
 
 if TYPE_CHECKING:
     from ropewalk.kernels.rotary_attention.problem import Problem
@@ -23,7 +23,7 @@ def key_positions(positions: Tensor | None, query: Tensor, keys: int, cu: Tensor
     """(1 | batch, key); `cu` are the keys' cumulative lengths in a packed batch."""
     if positions is not None:
         validation.check_positions("key_positions", positions, query.shape[0], keys, query.device)
-        return positions if positions.ndim == 2 else positions[None]
+        return _rows(positions)
     index = torch.arange(keys, device=query.device)
     return index[None] if cu is None else (index - cu[sequence_of(cu, keys)])[None]
 
@@ -51,7 +51,7 @@ def query_positions(
         validation.check_positions(
             "query_positions", positions, query.shape[0], queries, query.device
         )
-        return positions if positions.ndim == 2 else positions[None]
+        return _rows(positions)
     if cu_seqlens is not None:
         cu_query, cu_key = cu_seqlens
         sequence = sequence_of(cu_query, queries)
@@ -72,11 +72,16 @@ def query_positions(
     return last + back
 
 
+def _rows(positions: Tensor) -> Tensor:
+    """(1 | batch, sequence); integers as int64, because differences of small ones would wrap."""
+    positions = positions if positions.is_floating_point() else positions.long()
+    return positions if positions.ndim == 2 else positions[None]
+
+
 def context_length(positions: Tensor | None, keys: int, cu_key: Tensor | None) -> int | Tensor:
     """One more than the greatest key position, for frequency rules that depend on it."""
     # Without any key there is a context of no tokens, whose length no rule could use.
-    if positions is not None and keys > 0:
-        require_tensor("key_positions", positions)
+    if positions is not None and positions.numel() > 0:
         return positions.amax() + 1
     if cu_key is not None:
         return cu_key.diff().amax().clamp(min=1)
@@ -97,15 +102,18 @@ def index_shift(problem: "Problem") -> int | None:
     rule with a unit would not begin at multiples of it. Reads positions back to the host unless
     they are the default ones.
     """
-    queries, keys = problem.query.shape[2], problem.key.shape[2]
-    if problem.by_index or min(queries, keys) == 0:
+    batch, _, queries, _ = problem.query.shape
+    keys = problem.key.shape[2]
+    if problem.by_index or min(batch, queries, keys) == 0:
         return keys - queries
     v = problem.visibility
     if not (_counts_up(v.query_positions) and _counts_up(v.key_positions)):
         return None
     shifts = (v.query_positions[:, :1] - v.key_positions[:, :1]).flatten().tolist()
     shift, starts = shifts[0], v.key_positions[:, 0].tolist()
-    if any(other != shift for other in shifts) or shift != int(shift) or shift + queries > keys:
+    if any(other != shift for other in shifts) or shift + queries > keys:
+        return None
+    if not math.isfinite(shift) or shift != int(shift):
         return None
     return int(shift) if all(start % v.unit == 0 for start in starts) else None
 

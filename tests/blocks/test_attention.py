@@ -146,6 +146,17 @@ def test_compiles_as_one_graph(rule):
     assert module.query_norm.weight.grad is not None
 
 
+@pytest.mark.parametrize("rule", [Plain(), ReRoPE(5)], ids=str)
+@torch.no_grad()
+def test_compiles_for_changing_lengths(rule):
+    torch.compiler.reset()
+    module = layer(distance=rule)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for length in (5, 7, 9):
+        x = stream(length=length)
+        torch.testing.assert_close(compiled(x), module(x), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("length", [1, 3])
 @torch.no_grad()
 def test_length_one_batch_one_and_non_contiguous(length):
@@ -200,6 +211,9 @@ def test_a_model_of_ten_lines_trains():
         ({"heads": 5}, "dim must be a multiple of heads.*dim 32 and heads 5"),
         ({"heads": 8}, "at most head_dim 4, got 8"),
         ({"heads": 0}, "heads 0"),
+        ({"heads": 4, "sliding_window": 0}, "sliding_window must be at least 1, got 0"),
+        ({"heads": 4, "softcap": -1.0}, "softcap must be positive and finite, got -1.0"),
+        ({"heads": 4, "backend": "cuda"}, "backend must be .*got 'cuda'"),
     ],
 )
 def test_sizes_that_do_not_fit(options, message):

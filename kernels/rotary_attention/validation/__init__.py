@@ -9,6 +9,7 @@ packed.py    cumulative lengths
 from ropewalk.kernels.rotary_attention.validation.options import check_options
 from ropewalk.kernels.rotary_attention.validation.packed import check_packed, check_packed_values
 from ropewalk.kernels.rotary_attention.validation.rules import (
+    check_attention_factor,
     check_frequencies,
     check_log_n,
     check_rotary,
@@ -23,6 +24,7 @@ from ropewalk.kernels.rotary_attention.validation.tensors import (
 )
 
 __all__ = [
+    "check_attention_factor",
     "check_frequencies",
     "check_key_lengths",
     "check_log_n",

@@ -14,8 +14,8 @@ def check_options(
     softcap: float | None,
     *,
     causal: bool,
-    deterministic: bool | None,
-    return_logsumexp: bool,
+    deterministic: bool | None = None,
+    return_logsumexp: bool = False,
 ) -> None:
     """Finite scale, positive window and cap, switches that are True or False."""
     for name, switch in (("causal", causal), ("return_logsumexp", return_logsumexp)):

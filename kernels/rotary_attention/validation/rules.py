@@ -49,6 +49,21 @@ def check_frequencies(frequencies: Tensor, rotary_dim: int) -> None:
         )
 
 
+def check_attention_factor(factor: Tensor | float) -> None:
+    """A number; a learned one would silently get no gradient."""
+    if not isinstance(factor, Tensor):
+        return
+    if factor.numel() != 1:
+        raise ValueError(
+            f"attention_factor must be one number, got a tensor of shape {tuple(factor.shape)}"
+        )
+    if factor.requires_grad:
+        raise ValueError(
+            "attention_factor must not require a gradient, because this op has none for it; "
+            "multiply the queries by it, or detach it"
+        )
+
+
 def check_rule(rule: DistanceRule, *, causal: bool) -> None:
     """Branches, edges and unit of a distance rule."""
     if not has(rule, DISTANCE_RULE):

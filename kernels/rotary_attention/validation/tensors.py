@@ -6,6 +6,8 @@ from torch import Tensor
 from ropewalk.kernels.rotary_attention.kinds import require_tensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
+POSITIONS = (*INTEGERS, torch.float32, torch.float64)
 
 
 def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
@@ -62,12 +64,20 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
 def check_positions(name: str, positions: Tensor, batch: int, length: int, device: object) -> None:
     """Shape (sequence,) or (1 | batch, sequence), integer or float."""
     require_tensor(name, positions)
-    if positions.dtype == torch.bool or positions.is_complex():
-        raise ValueError(f"{name} must be integer or float, got {positions.dtype}")
     if positions.dtype in (torch.bfloat16, torch.float16):
         raise ValueError(
             f"{name} must be integer, float32 or float64, got {positions.dtype}, which cannot "
             f"tell positions beyond 256 (bfloat16) or 2048 (float16) apart"
+        )
+    if positions.dtype not in POSITIONS:
+        raise ValueError(
+            f"{name} must be integer (int8 to int64 or uint8), float32 or float64, "
+            f"got {positions.dtype}; convert them with .long() or .float()"
+        )
+    if positions.requires_grad:
+        raise ValueError(
+            f"{name} must not require a gradient, because this op has none for them; rotate the "
+            f"queries and keys beforehand and pass rotary=None, or detach them"
         )
     shapes = ((length,), (1, length), (batch, length))
     if tuple(positions.shape) not in shapes:

@@ -25,12 +25,13 @@ class BadRotary:
     rotary_dim: int = 8
     layout: str = "half"
     frequencies: torch.Tensor | None = None
+    factor: float | torch.Tensor = 1.0
 
     def inverse_frequencies(self, length=None):
         return torch.ones(self.rotary_dim // 2) if self.frequencies is None else self.frequencies
 
     def attention_factor(self, length=None):
-        return 1.0
+        return self.factor
 
 
 def zeros(*shape, dtype=torch.float32):
@@ -87,7 +88,18 @@ OPTIONS = {
     "position device": ({"query_positions": zeros(5).to("meta")}, "on cpu.*got meta"),
     "half positions": ({"query_positions": zeros(5).bfloat16()}, "got torch.bfloat16.*256"),
     "complex positions": ({"query_positions": zeros(5).cfloat()}, "got torch.complex64"),
-    "boolean positions": ({"query_positions": zeros(5).bool()}, "integer or float, got torch.bool"),
+    "boolean positions": ({"query_positions": zeros(5).bool()}, "must be integer.*got torch.bool"),
+    "wide bytes": ({"key_positions": zeros(7).to(torch.uint16)}, "got torch.uint16.*long"),
+    "learned positions": (
+        {"query_positions": torch.zeros(5, requires_grad=True)},
+        "query_positions must not require a gradient",
+    ),
+    "learned factor": (
+        {"rotary": BadRotary(factor=torch.ones((), requires_grad=True))},
+        "attention_factor must not require a gradient",
+    ),
+    "several factors": ({"rotary": BadRotary(factor=torch.ones(4))}, r"one number.*shape \(4,\)"),
+    "number from log_n": ({"log_n": lambda at: 1.0}, "what log_n returns must be a tensor, got"),
     "padding mask": (
         {"attention_mask": torch.ones(2, 7, dtype=torch.bool)},
         r"got \(2, 7\); a padding mask .* mask\[:, None, None, :\]",

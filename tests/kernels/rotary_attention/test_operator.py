@@ -77,6 +77,47 @@ def test_compiles_as_one_graph(inputs, rule, dynamic):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("rotary", [ROTARY, None])
+def test_the_plain_rule_compiles_for_changing_lengths(inputs, rotary, dynamic):
+    """It is torch's fused attention, whose switches are no symbols."""
+    torch.compiler.reset()
+
+    @torch.compile(fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    def compiled(query, key, value):
+        return rotary_attention(query, key, value, rotary=rotary)
+
+    for length in (5, 7, 9, 1):
+        tensors = inputs(queries=length, keys=length).make()
+        expected = rotary_attention(*tensors, rotary=rotary)
+        torch.testing.assert_close(compiled(*tensors), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+@pytest.mark.parametrize("backend", ["reference", "flash", "auto"])
+@pytest.mark.parametrize("rule", [Plain(), ReRoPE(5)], ids=str)
+def test_small_integers_are_positions_too(inputs, rule, backend, dtype):
+    """Their differences wrap, ours may not."""
+    tensors = inputs(queries=12, keys=12).make()
+    wide = torch.arange(116, 128)
+    expected, got = (
+        rotary_attention(
+            *tensors, rotary=ROTARY, distance=rule, backend=backend,
+            query_positions=at, key_positions=at,
+        )
+        for at in (wide, wide.to(dtype))
+    )  # fmt: skip
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
+def test_there_is_no_second_derivative(inputs):
+    query, key, value = inputs().make(grad=True)
+    output = rotary_attention(query, key, value, rotary=ROTARY, distance=ReRoPE(5))
+    (first,) = torch.autograd.grad(output.square().sum(), query, create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        first.sum().backward()
+
+
 def test_length_dependent_frequencies_compile(inputs):
     torch.compiler.reset()
     rotary = RotaryEmbedding(8, frequency=DynamicNTK(factor=2.0, original_length=8))
@@ -203,3 +244,13 @@ def test_far_keys_are_not_rotated_in_decoding(inputs, monkeypatch, backend, modu
         rotary=ROTARY, distance=ReRoPE(window=20), backend=backend,
     )  # fmt: skip
     assert +rotated == {1: 2, 20: 1}
+
+
+@pytest.mark.parametrize("backend", ["reference", "flash", "auto"])
+def test_a_batch_of_nothing_with_positions(backend):
+    query, key = torch.randn(0, 4, 5, 8), torch.randn(0, 2, 7, 8)
+    output = rotary_attention(
+        query, key, key, rotary=ROTARY, distance=ReRoPE(3), backend=backend,
+        query_positions=torch.arange(5).expand(0, 5), key_positions=torch.arange(7).expand(0, 7),
+    )  # fmt: skip
+    assert output.shape == query.shape
