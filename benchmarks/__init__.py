@@ -10,6 +10,7 @@
     result_file.py   the JSON, always whole, from which an interrupted run goes on
     environment.py   on what it ran
     attention.py     inputs and oracle of rotary attention; peers/: who computes it
+    definitions.py   distance rules from their papers, for the oracle
     evaluation.py    the bundled model's perplexity, by backend
     suites/          one file a suite
 

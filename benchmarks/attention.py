@@ -1,9 +1,10 @@
 """The workload of rotary attention: inputs, peers' calls, and an oracle of a few rows.
 
-The oracle is independent of every peer: for some queries it rotates that row and all keys pair by
-pair in float64, chooses the branch of each pair by its distance, and takes one softmax. Rows cost
-little even at 128k keys. To check gradients the same way, the incoming gradient is zero but for
-those rows; the timed gradient is dense.
+The oracle computes on its own: for some queries it rotates that row and all keys in float64, to the
+positions that the rule's definition gives each pair (definitions.py), and takes one softmax. What
+it takes from the library are a rule's parameters, the frequencies, and the edges near which rows
+are chosen. Rows cost little even at 128k keys. To check gradients the same way, the incoming
+gradient is zero but for those rows; the timed gradient is dense.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.case import Call, Check
+from benchmarks.definitions import pieces
 from ropewalk.blocks.rotary import Plain, RotaryEmbedding
 from ropewalk.kernels.rotary_attention import DistanceRule
 
@@ -168,19 +170,17 @@ class AttentionWorkload:
     def _oracle(self, rule: DistanceRule, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Float64 (batch, heads, rows, head_dim)."""
         s, rows = self.shape, self._rows
-        at, keys_at = self.query_positions[rows], self.key_positions
         grouped = (s.batch, s.kv_heads, s.heads // s.kv_heads, len(rows))
         chosen = query[:, :, rows].double()
         wide_key, wide_value = key.double(), value.double()
-        away = at[:, None] // rule.unit - keys_at // rule.unit
         scores = torch.zeros((), dtype=torch.float64, device=query.device)
-        # The nearest branch has all pairs until a farther one takes them.
-        for branch, edge in zip(rule.branches, (-s.keys, *rule.edges), strict=True):
-            turned = self._turn(chosen, branch.query(at, torch.float64))
-            turned_key = self._turn(wide_key, branch.key(keys_at, torch.float64))
+        at, keys_at = self.query_positions[rows], self.key_positions
+        for piece in pieces(rule, at, keys_at):
+            turned = self._turn(chosen, piece.query)
+            turned_key = self._turn(wide_key, piece.key)
             # Heads of a group are rows of one product, so that no key is copied.
             dots = turned.reshape(*grouped[:2], -1, s.head_dim) @ turned_key.mT
-            scores = torch.where(away >= edge, dots.view(*grouped, s.keys), scores)
+            scores = torch.where(piece.holds, dots.view(*grouped, s.keys), scores)
         hidden = at[:, None] < keys_at
         weights = (scores / s.head_dim**0.5).masked_fill(hidden, -torch.inf).softmax(-1)
         output = weights.view(*grouped[:2], -1, s.keys) @ wide_value

@@ -10,6 +10,7 @@ from benchmarks.case import Unavailable
 from benchmarks.peers import attention_peer, flash_attn, flex
 from benchmarks.rotation import RotationShape, RotationWorkload
 from ropewalk.blocks.rotary import DualChunk, LeakyReRoPE, Plain, ReRoPE, SelfExtend
+from ropewalk.kernels.rotary_attention import Branch, PositionMap
 
 RULES = {
     "plain": Plain(),
@@ -159,6 +160,24 @@ def test_a_wrong_result_is_found_out(rule, backward):
     for forward in wrong.values():
         problem._forwards["auto"] = forward
         assert not problem.check("auto").passes
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_wrong_branch_of_the_librarys_rule_is_found_out(rule, monkeypatch):
+    """The oracle writes rules from their definitions, so that a rule's own mistake shows."""
+    right, kind = RULES[rule].branches, type(RULES[rule])
+    first = Branch(PositionMap(divisor=1.1), right[0].key)
+    monkeypatch.setattr(kind, "branches", property(lambda rule: (first, *right[1:])))
+    problem = workload(RULES[rule])
+    problem.build("auto")()
+    assert not problem.check("auto").passes
+
+
+def test_a_rule_without_a_definition_is_refused():
+    problem = workload(Plain())
+    problem.build("auto")()
+    with pytest.raises(TypeError, match=r"got Unknown; .* benchmarks/definitions\.py"):
+        problem._oracle(type("Unknown", (), {})(), problem.query, problem.key, problem.value)
 
 
 @pytest.mark.parametrize(
