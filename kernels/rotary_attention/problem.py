@@ -116,7 +116,6 @@ class Problem:
             unit=self.unit,
             causal=self.causal,
             sliding_window=self.sliding_window,
-            key_lengths=self.key_lengths,
             attention_mask=self.attention_mask,
         )
 

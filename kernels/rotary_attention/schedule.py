@@ -27,6 +27,9 @@ MAX_RUNS = 16
 class Visibility(NamedTuple):
     """What decides whether a query sees a key; see `rotary_attention` for the meanings.
 
+    Neither the batch nor the queries nor the keys may be none. Rows of different lengths are
+    problems of their own (varlen.py).
+
     Attributes:
         query_positions: (1 | batch, query).
         key_positions: (1 | batch, key).
@@ -34,7 +37,6 @@ class Visibility(NamedTuple):
         unit: block size in which distance is measured.
         causal: whether keys at later positions are hidden.
         sliding_window: keys at this distance and beyond are hidden.
-        key_lengths: (batch,), keys from this index on are hidden.
         attention_mask: boolean (True is visible) or additive, (1 | batch, 1 | heads,
             1 | query, key).
     """
@@ -45,7 +47,6 @@ class Visibility(NamedTuple):
     unit: int
     causal: bool
     sliding_window: int | None
-    key_lengths: Tensor | None
     attention_mask: Tensor | None
 
 
@@ -160,11 +161,7 @@ def key_runs(
     if v.sliding_window is not None:
         hidden |= (least >= v.sliding_window) | (greatest <= -v.sliding_window)
         masked |= (greatest >= v.sliding_window) | (least <= -v.sliding_window)
-    if v.key_lengths is not None:
-        index = torch.arange(first, end, device=keys.device)
-        hidden |= index >= v.key_lengths.amax()
-        masked |= index >= v.key_lengths.amin()
-    if v.attention_mask is not None and len(v.attention_mask) > 0:
+    if v.attention_mask is not None:
         rows = mask_rows(v.attention_mask, start, stop)[..., first:end]
         seen = mask_shows(rows)
         plain = rows if rows.dtype == torch.bool else rows == 0
@@ -213,7 +210,7 @@ def branch_of_pairs(visibility: Visibility, piece: Piece) -> Tensor:
 
 
 def hidden_pairs(visibility: Visibility, piece: Piece) -> Tensor:
-    """Pairs that positions and key lengths hide, boolean (1 | batch, query, key).
+    """Pairs that positions hide, boolean (1 | batch, query, key).
 
     The attention mask is not among them, because it may differ by head.
     """
@@ -225,7 +222,4 @@ def hidden_pairs(visibility: Visibility, piece: Piece) -> Tensor:
         hidden |= distance < 0
     if v.sliding_window is not None:
         hidden |= distance.abs() >= v.sliding_window
-    if v.key_lengths is not None:
-        index = torch.arange(run.start, run.stop, device=hidden.device)
-        hidden = hidden | (index >= v.key_lengths[:, None, None])
     return hidden

@@ -1,7 +1,7 @@
 """Ragged batches by cutting: sequences of equal lengths are the rows of one dense problem.
 
     packed: sequence s = queries cu_query[s] … cu_query[s+1] − 1 and the same of the keys
-    by row: row b = all its queries and its first key_lengths[b] keys
+    by row: row b = all its queries and its first key_lengths[b] keys, with its rows of the mask
 
 Nothing is padded. Where the sequences of a problem lie one after another its tensors are views,
 else they are gathered, and its results scattered; a problem holds so few tokens that these copies
@@ -24,8 +24,8 @@ from ropewalk.kernels.rotary_attention.problem import Problem
 # little beside the caches of a processor.
 AT_ONCE = 2**16
 
-# Lengths that were found right, with their version and number of tokens: the layers of a model
-# share one tensor, and reading it back makes a GPU wait.
+# Lengths on GPUs that were found right, with their version and number of tokens: the layers of a
+# model share one tensor, and reading it back makes a GPU wait.
 _checked = WeakIdKeyDictionary()
 
 
@@ -60,11 +60,20 @@ def check_lengths(problem: Problem) -> None:
     ):
         if cu is None:
             continue
-        known = None if cu.is_inference() else (cu._version, x.shape[2])
+        known = (cu._version, x.shape[2]) if _worth_remembering(cu) else None
         if known is None or _checked.get(cu) != known:
             validation.check_packed_values(name, cu, x.shape[2])
         if known is not None:
             _checked[cu] = known
+
+
+def _worth_remembering(cu: Tensor) -> bool:
+    """Whether reading it again costs something, and its version tells when it has changed.
+
+    The version of an inference tensor does not count, and that of a tensor on a CPU does not count
+    writes through an array of NumPy's that shares its memory.
+    """
+    return cu.is_cuda and not cu.is_inference()
 
 
 def is_ragged(problem: Problem) -> bool:
@@ -132,17 +141,23 @@ def _gathered(p: Problem, queries: Selection, keys: Selection) -> Problem:
 
 def _placed(p: Problem, queries: Selection, keys: Selection) -> Problem:
     """The problem with the positions of some of its sequences, and no lengths any more."""
-    at_query, at_key = p.query_positions, p.key_positions
+    at_query, at_key, mask = p.query_positions, p.key_positions, p.attention_mask
     return replace(
         p,
         # The default positions begin anew in each sequence, as those of the rows of a batch do.
         query_positions=None if at_query is None else queries.positions(at_query),
         key_positions=None if at_key is None else keys.positions(at_key),
         query_factor=None if p.query_factor is None else queries.positions(p.query_factor),
+        attention_mask=None if mask is None else _of_rows(mask, keys),
         key_lengths=None,
         cu_seqlens_query=None,
         cu_seqlens_key=None,
     )
+
+
+def _of_rows(mask: Tensor, keys: Selection) -> Tensor:
+    """Of a mask (1 | batch, 1 | heads, 1 | query, key) some rows' own keys."""
+    return keys.positions(mask.movedim(0, -2)).movedim(-2, 0)
 
 
 def _groups(problem: Problem) -> Iterator[tuple[Selection, Selection]]:
@@ -201,7 +216,8 @@ def _shifts(p: Problem, at_query: list[int], at_key: list[int]) -> list[float]:
         if positions.shape[-1] == 0:
             return [0.0] * len(at_query)
         # A sequence without tokens may begin behind the last one.
-        index = torch.tensor(at, device=positions.device).clamp(max=positions.shape[-1] - 1)
+        index = torch.tensor(at, dtype=torch.int64, device=positions.device)
+        index = index.clamp(max=positions.shape[-1] - 1)
         rows = positions.expand(len(at), -1)
         firsts.append(rows.gather(1, index[:, None]))
     return (firsts[0] - firsts[1]).flatten().tolist()

@@ -48,7 +48,7 @@ def unsupported(problem: Problem) -> str | None:
     library = _library(p)
     if isinstance(library, str):
         return library
-    if p.causal and not p.by_index and any(index_shift(one) is None for one in varlen.outlines(p)):
+    if p.causal and not p.by_index and any(_shift(one) is None for one in varlen.outlines(p)):
         return (
             "its attention wants positions that count up by one, with each query at a key or "
             "before the first; leave positions out, or pass such ones"
@@ -110,8 +110,10 @@ def backward(
     of_sinks = logsumexp.new_empty(0)
     if p.sinks is not None:
         delta = (output.to(p.dtype) * grad_output).sum(-1)
-        of_sinks = -(torch.exp(p.sinks.to(p.dtype)[:, None] - logsumexp) * delta).sum((0, 2))
-        of_sinks = of_sinks.to(p.sinks.dtype)
+        # −∞ − −∞ where there is no key and the sink is −∞ too; its weight is 0.
+        lse = logsumexp.masked_fill(logsumexp == -torch.inf, 0.0)
+        weights = torch.exp(p.sinks.to(p.dtype)[:, None] - lse)
+        of_sinks = -(weights * delta).sum((0, 2)).to(p.sinks.dtype)
     return of_query.to(p.query.dtype), of_key.to(p.key.dtype), of_value.to(p.value.dtype), of_sinks
 
 
@@ -142,8 +144,13 @@ class _Branch:
         return self.query[:, :, queries], self.key[:, keys], self.value[:, part.keys]
 
 
+def _shift(problem: Problem) -> int | None:
+    """See `index_shift`; of a batch without rows any number will do."""
+    return index_shift(problem) if len(problem.query) > 0 else 0
+
+
 def _branches(problem: Problem, library: Library) -> Iterator[_Branch]:
-    shift = index_shift(problem) if problem.causal else 0
+    shift = _shift(problem) if problem.causal else 0
     assert shift is not None  # `unsupported` has refused other positions
     dtype = library.dtype(problem.query)
     for _, own in groupby(parts(problem, shift), key=lambda part: part.branch):

@@ -39,7 +39,7 @@ class Part(NamedTuple):
 def parts(problem: Problem, shift: int) -> list[Part]:
     """The parts of a dense problem whose query 0 sits at key `shift`, branch by branch."""
     p, queries, keys = problem, problem.query.shape[2], problem.key.shape[2]
-    if min(queries, keys) == 0:
+    if p.query.numel() == 0 or p.key.numel() == 0:
         return []
     if not p.causal:
         return [Part(0, slice(0, queries), slice(0, keys), causal=False, window=None)]

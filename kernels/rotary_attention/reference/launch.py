@@ -6,7 +6,8 @@ with the scores s of walk.py. Softmax and gradients follow FlashAttention (arXiv
 2307.08691): running maximum and sum forward; backward recomputes the probabilities from lse and
 uses ds = p ⊙ (dp − Δ), Δ_i = ⟨do_i, o_i⟩ − dlse_i. Both walk the pieces of schedule.py, so that
 memory is linear in the sequence length and every pair costs one dot product, except near a branch's
-edge.
+edge. Packed sequences and rows of different lengths are problems of their own, so that nothing is
+read that a row does not have: a cache's unfilled slots may hold anything, and 0 · NaN is NaN.
 
 Half-precision inputs are computed in float32 and float64 ones in float64; the rounding to the
 input's dtype is the last line of `forward` and `backward`.
@@ -33,7 +34,7 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
 
     The logsumexp counts the sink and stays float32, or float64 for float64 inputs.
     """
-    if problem.cu_seqlens_query is not None:
+    if varlen.is_ragged(problem):
         return varlen.forward(forward, problem)
     walk, softmax, fusable = Walk(problem), RunningSoftmax(problem), _fusable(problem)
     for piece in walk.pieces:
@@ -68,7 +69,7 @@ def backward(
     problem: Problem, output: Tensor, logsumexp: Tensor, grad_output: Tensor, grad_lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value and sinks (empty without sinks), in their dtypes."""
-    if problem.cu_seqlens_query is not None:
+    if varlen.is_ragged(problem):
         return varlen.backward(backward, problem, output, logsumexp, grad_output, grad_lse)
     p, walk = problem, Walk(problem)
     grad_queries = [torch.zeros_like(walk.scaled) for _ in walk.queries_turned]

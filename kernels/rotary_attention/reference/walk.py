@@ -34,7 +34,8 @@ class Walk:
         self.batch, self.heads = p.query.shape[:2]
         self.kv_heads = p.key.shape[1]
         self.groups = self.heads // self.kv_heads
-        self.pieces = pieces(p.visibility, QUERY_BLOCKS)
+        empty = p.query.numel() == 0 or p.key.numel() == 0
+        self.pieces = [] if empty else pieces(p.visibility, QUERY_BLOCKS)
         self.scaled = p.query.to(p.dtype) * self.query_scale()
         self.queries_turned = [p.turn(self.scaled, angles) for angles in p.query_angles]
         self.value = p.value.to(p.dtype)

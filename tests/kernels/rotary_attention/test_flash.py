@@ -110,6 +110,24 @@ def test_sinks_of_minus_infinity_are_no_sinks(inputs):
     assert_alike(rotary_attention(q, k, v, sinks=sinks, return_logsumexp=True, **options), plain)
 
 
+def test_sinks_of_minus_infinity_have_a_gradient_of_zero(inputs):
+    """Also where a query sees no key, so that −∞ is all its scores' logsumexp."""
+    tensors = inputs(queries=13, keys=6).make(grad=True)
+    sinks = torch.tensor([-torch.inf, 0.5, -torch.inf, 1.0]).double().requires_grad_()
+    of_sinks = [
+        torch.autograd.grad(
+            rotary_attention(
+                *tensors, rotary=ROTARY, distance=ReRoPE(3), sinks=sinks, backend=backend
+            ).sum(),
+            sinks,
+        )[0]
+        for backend in ("flash", "reference")
+    ]
+    torch.testing.assert_close(*of_sinks, rtol=0, atol=1e-12)
+    assert (of_sinks[0][::2] == 0).all()
+    assert (of_sinks[0][1::2] != 0).all()
+
+
 def test_tiles_waste_little():
     """Scores that are computed, over those that are seen, at 8192 tokens."""
     length = 8192

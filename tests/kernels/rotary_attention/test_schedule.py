@@ -23,7 +23,6 @@ def visibility(queries, keys, **options):
         "unit": 1,
         "causal": True,
         "sliding_window": None,
-        "key_lengths": None,
         "attention_mask": None,
     }
     return Visibility(**{**settings, **options})
@@ -79,9 +78,6 @@ def test_runs_cover_what_is_visible(data):
         unit=draw(st.sampled_from([1, 4])),
         causal=draw(st.booleans()),
         sliding_window=draw(st.sampled_from([None, 1, 6])),
-        key_lengths=draw(
-            st.sampled_from([None, torch.randint(0, keys + 1, (batch,), generator=generator)])
-        ),
     )
     whole = Piece(0, queries, Run(0, keys, 0, len(edges), masked=True))
     branch = branch_of_pairs(v, whole).expand(batch, queries, keys)

@@ -1,6 +1,7 @@
 """Packed sequences equal one call after another, forward and backward, on every CPU backend."""
 
-from itertools import pairwise
+from itertools import pairwise, product
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -191,13 +192,21 @@ def test_random_lengths_in_float32(inputs, rule, data):
         assert_alike(got, expected, tensors, 1e-5)
 
 
-def test_lengths_are_read_once_for_all_layers(inputs, monkeypatch):
-    """And again once they were changed in place, or come with another number of tokens."""
+def readings(monkeypatch):
+    """Fills up with the lengths that are read."""
     read = []
     check = validation.check_packed_values
     monkeypatch.setattr(
         validation, "check_packed_values", lambda *given: read.append(given) or check(*given)
     )
+    return read
+
+
+def test_lengths_are_read_once_for_all_layers(inputs, monkeypatch):
+    """And again once they were changed in place, or come with another number of tokens."""
+    read = readings(monkeypatch)
+    # As if they were on a GPU.
+    monkeypatch.setattr(varlen, "_worth_remembering", lambda cu: not cu.is_inference())
     lengths = (5, 14)
     tensors, places = packed(inputs, lengths, lengths), starts(lengths)
 
@@ -220,6 +229,34 @@ def test_lengths_are_read_once_for_all_layers(inputs, monkeypatch):
     with torch.inference_mode():
         places = starts(lengths)
         assert torch.equal(call(*tensors), first)
+
+
+class Places(NamedTuple):
+    """What decides about cumulative lengths, without a GPU to have them on."""
+
+    is_cuda: bool
+    inference: bool
+
+    def is_inference(self):
+        return self.inference
+
+
+def test_only_lengths_on_a_gpu_are_remembered():
+    for cuda, inference in product((False, True), repeat=2):
+        wanted = cuda and not inference
+        assert varlen._worth_remembering(Places(cuda, inference)) == wanted
+
+
+def test_lengths_that_numpy_wrote_over_are_read_again(inputs):
+    """Their tensor's version does not tell."""
+    lengths = (5, 14)
+    tensors, numbers = packed(inputs, lengths, lengths), starts(lengths).numpy()
+    places = torch.from_numpy(numbers)
+    options = {"rotary": ROTARY, "distance": ReRoPE(3), "cu_seqlens_query": places}
+    rotary_attention(*tensors, **options)
+    numbers[1] = 25
+    with pytest.raises(ValueError, match="25 followed by 19"):
+        rotary_attention(*tensors, **options)
 
 
 def dense_problems(monkeypatch):
