@@ -1,8 +1,9 @@
 """An independent twin of rotary attention: every pair rotated on its own, in float64.
 
-It shares nothing with the library: relative positions come from the rules' definitions as functions
-of one query and one key position, the rotation is a product of complex numbers by e^{i·θ·distance},
-and the softmax runs over a dense matrix.
+Relative positions come from the rules' definitions as functions of one query and one key position,
+the rotation is a product of complex numbers by e^{i·θ·distance}, and the softmax runs over a dense
+matrix. What it shares with the library is the rotary embedding: its inverse frequencies, its
+attention factor, its layout and its width, which have tests of their own in tests/blocks/rotary.
 """
 
 import math

@@ -24,6 +24,8 @@ from ropewalk.kernels.rotary_attention import (
 from ropewalk.kernels.rotary_attention.flash import tiles
 from ropewalk.kernels.rotary_attention.reference import walk
 
+CPU_BACKENDS = ("reference", "flash", "auto")
+
 
 @pytest.fixture(params=["masked", "triangles", "tiles"], autouse=True)
 def _paths(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,12 +42,30 @@ def _paths(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(reference.launch, "_fusable", lambda problem: False)
 
 
-def compare(oracle: Any, tensors: tuple, rule: tuple, tolerance: float = 1e-12, **options) -> None:
-    """Output, logsumexp and all gradients of op and oracle."""
+def compare(
+    oracle: Any,
+    tensors: tuple,
+    rule: tuple,
+    tolerance: float = 1e-12,
+    backends: tuple[str, ...] = ("reference", "auto"),
+    **options,
+) -> None:
+    """Output, logsumexp and all gradients of op and oracle, backend by backend."""
     options.setdefault("rotary", RotaryEmbedding(tensors[0].shape[-1]))
     leaves = [x for x in (*tensors, options.get("sinks")) if x is not None]
     expected, expected_lse = oracle(*tensors, relative=rule[1], **options)
-    for backend in ("reference", "auto"):
+    generator = torch.Generator().manual_seed(7)
+    weight = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
+    lse_weight = torch.randn(expected_lse.shape, generator=generator, dtype=torch.float64)
+
+    def gradients(output: torch.Tensor, lse: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+        """Without and with a gradient of the logsumexp, which flash leaves to the reference."""
+        loss = (output * weight).sum()
+        of_lse = (lse.masked_fill(expected_lse == -torch.inf, 0) * lse_weight).sum()
+        return [torch.autograd.grad(x, leaves, retain_graph=True) for x in (loss, loss + of_lse)]
+
+    wanted = gradients(expected, expected_lse) if leaves[0].requires_grad else []
+    for backend in backends:
         got, lse = rotary_attention(
             *tensors, distance=rule[0], backend=backend, return_logsumexp=True, **options
         )
@@ -53,21 +73,16 @@ def compare(oracle: Any, tensors: tuple, rule: tuple, tolerance: float = 1e-12, 
         torch.testing.assert_close(lse.double(), expected_lse, rtol=0, atol=10 * tolerance)
         short = rotary_attention(*tensors, distance=rule[0], backend=backend, **options)
         torch.testing.assert_close(short.double(), expected, rtol=0, atol=tolerance)
-    if not leaves[0].requires_grad:
-        return
-    generator = torch.Generator().manual_seed(7)
-    weight = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
-    lse_weight = torch.randn(expected_lse.shape, generator=generator, dtype=torch.float64)
-    lse_weight = lse_weight.masked_fill(expected_lse == -torch.inf, 0)
-
-    def loss(output: torch.Tensor, logsumexp: torch.Tensor) -> torch.Tensor:
-        finite = logsumexp.masked_fill(expected_lse == -torch.inf, 0)
-        return (output * weight).sum() + (finite * lse_weight).sum()
-
-    wanted = torch.autograd.grad(loss(expected, expected_lse), leaves)
-    result = torch.autograd.grad(loss(got, lse), leaves)
-    for name, a, b in zip(("query", "key", "value", "sinks"), result, wanted, strict=False):
-        torch.testing.assert_close(a, b, rtol=0, atol=100 * tolerance, msg=lambda m: f"{name}: {m}")  # noqa: B023
+        results = gradients(got, lse) if leaves[0].requires_grad else []
+        for result, right in zip(results, wanted, strict=True):
+            for name, a, b in zip(("query", "key", "value", "sinks"), result, right, strict=False):
+                torch.testing.assert_close(
+                    a,
+                    b,
+                    rtol=0,
+                    atol=100 * tolerance,
+                    msg=lambda m: f"{backend}, {name}: {m}",  # noqa: B023
+                )
 
 
 def test_every_rule_forward_and_backward(oracle, inputs, rule):
@@ -165,6 +180,27 @@ def test_cache_lengths_by_row(oracle, inputs, rule):
     lengths = torch.tensor([11, 19])
     compare(oracle, inputs(queries=3).make(grad=True), rule, key_lengths=lengths)
     compare(oracle, inputs(queries=1).make(grad=True), rule, key_lengths=lengths)
+
+
+def test_right_padding(oracle, inputs, rule):
+    """Rows of a training batch, padded at their ends, with queries by index.
+
+    Flash refuses the padding's queries, which sit behind all keys; it takes them at the last keys.
+    """
+    options = {"key_lengths": torch.tensor([11, 19]), "query_positions": torch.arange(19)}
+    compare(oracle, inputs().make(grad=True), rule, **options)
+    del options["query_positions"]
+    compare(oracle, inputs().make(grad=True), rule, backends=CPU_BACKENDS, **options)
+
+
+@pytest.mark.parametrize("queries", [1, 19])
+@pytest.mark.parametrize("lengths", [[11, 19], [0, 7]], ids=str)
+def test_bidirectional_with_lengths(oracle, inputs, queries, lengths):
+    rule = (Plain(), lambda i, j: i - j)
+    compare(
+        oracle, inputs(queries=queries).make(grad=True), rule, causal=False,
+        key_lengths=torch.tensor(lengths), backends=CPU_BACKENDS,
+    )  # fmt: skip
 
 
 def test_lengths_beyond_the_keys_mean_all_of_them(inputs, rule):
@@ -269,7 +305,7 @@ def test_random_shapes_in_float32(oracle, inputs, rule, data):
     exact, exact_lse = oracle(*tensors, relative=rule[1], **options)
     wanted = torch.autograd.grad(exact.square().sum(), tensors)
     single = [x.detach().float().requires_grad_() for x in tensors]
-    for backend in ("reference", "flash", "auto"):
+    for backend in CPU_BACKENDS:
         got, lse = rotary_attention(
             *single, distance=rule[0], return_logsumexp=True, backend=backend, **options
         )
