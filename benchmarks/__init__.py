@@ -11,7 +11,8 @@
     environment.py   on what it ran
     attention.py     inputs and oracle of rotary attention; peers/: who computes it
     definitions.py   distance rules from their papers, for the oracle
-    evaluation.py    the bundled model's perplexity, by backend
+    evaluation.py    the bundled model's perplexity, by backend and by an earlier commit
+    earlier/         an earlier commit's code in a process of its own, as a peer
     suites/          one file a suite
 
 The folder is no part of the installed package. It measures the checkout it lies in, so that a

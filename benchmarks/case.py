@@ -4,7 +4,7 @@ A suite is a list of cases. A case makes its workload (inputs and oracle) only w
 and the workload builds each peer's call, so that a machine holds one case's tensors at a time.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -36,10 +36,12 @@ class Check(NamedTuple):
     Attributes:
         error: the worst over the outputs and gradients.
         tolerance: the largest that passes; a NaN never does.
+        values: the result itself where it is a few numbers, for the reader.
     """
 
     error: float
     tolerance: float
+    values: Sequence[float] | None = None
 
     @property
     def passes(self) -> bool:

@@ -1,14 +1,16 @@
-"""The workload of a whole evaluation: perplexity of the bundled model, by backend.
+"""The workload of a whole evaluation: perplexity of the bundled model, by backend and before.
 
 What is timed is what `ropewalk eval` does for one variant at one length, once the model is loaded
 and the text is cut: the rule is plugged, probe included, each document is read, the loss on its
 last tokens is taken, the rule is unplugged. Documents are read one at a time, as long ones are
-there too. Both backends see the same model and documents, and mean the same result: a peer's check
-is how far its bits per byte are from the other's, on the document where that is most.
+there too. All peers see the same model and documents, and mean the same result: a peer's check is
+how far its bits per byte are from another's, on the document where that is most: a backend's from
+the other backend's, an earlier commit's from today's fastest path.
 
     bits per byte = nats per token · tokens / (ln 2 · bytes)
 
-The backend is an argument of `plug`. Only this suite needs what `ropewalk.evals` does.
+The backend is an argument of `plug`; the earlier commit runs in a process of its own (earlier/) and
+chooses its path itself. Only this suite needs what `ropewalk.evals` does.
 """
 
 import json
@@ -21,7 +23,9 @@ import torch
 
 from benchmarks.attention import describe
 from benchmarks.case import Call, Check, Unavailable, Work
+from benchmarks.earlier import BEFORE, DEFAULT, EarlierCommit, earlier, wire
 from benchmarks.roofline import attention_work
+from benchmarks.timing import Sample
 from ropewalk.evals.default_model import bundled_models
 from ropewalk.kernels.rotary_attention import Backend, DistanceRule
 
@@ -31,6 +35,8 @@ if TYPE_CHECKING:
 MODEL = "default"
 BACKENDS: tuple[Backend, Backend] = ("auto", "reference")
 TOLERANCE = 1e-5  # bits per byte
+BEFORE_TOLERANCE = 1e-6  # where `TOKENS` are scored: what became faster must not have changed
+TOKENS = 256
 ITEMSIZE = 4  # float32, as evaluations on a CPU
 
 
@@ -105,39 +111,69 @@ def evaluation_work(evaluation: Evaluation) -> Work:
 
 
 class EvaluationWorkload:
-    """The bundled model and its documents; peers are backends.
+    """The bundled model and its documents; peers are backends, and an earlier commit.
+
+    Args:
+        evaluation: what is evaluated.
+        commit: the earlier commit.
 
     Raises:
         Unavailable: what evaluations need is not installed.
     """
 
-    def __init__(self, evaluation: Evaluation) -> None:
+    def __init__(self, evaluation: Evaluation, commit: str = DEFAULT) -> None:
         self.evaluation = evaluation
+        self.commit = commit
         self.model, self.task = _model_and_task(
             evaluation.longest, evaluation.documents, evaluation.scored
         )
-        self._bits: dict[Backend, list[float]] = {}
+        self._bits: dict[str, list[float]] = {}
 
     def build(self, peer: str) -> Call:
-        """The evaluation with the backend of that name."""
+        """The evaluation with the backend of that name, or by the commit, which tells its time."""
+        if peer == BEFORE:
+            process = earlier(self.commit)
+            return lambda: self._evaluate_before(process)
         backend = _backend(peer)
         return lambda: self._evaluate(backend)
 
     def check(self, peer: str) -> Check:
-        """The greatest difference from the other backend, in bits per byte."""
-        backend = _backend(peer)
-        other = BACKENDS[1 - BACKENDS.index(backend)]
-        pairs = zip(self.bits(backend), self.bits(other), strict=True)
-        differences = [abs(found - expected) for found, expected in pairs]
+        """The greatest difference from the other backend or from today, in bits per byte."""
+        found = self.bits(peer)
+        if peer == BEFORE:
+            # Rounding averages out over the tokens that are scored.
+            fewer = max(1.0, TOKENS / self.evaluation.scored)
+            other, tolerance = BACKENDS[0], BEFORE_TOLERANCE * math.sqrt(fewer)
+        else:
+            other, tolerance = BACKENDS[1 - BACKENDS.index(_backend(peer))], TOLERANCE
+        pairs = zip(found, self.bits(other), strict=True)
+        differences = [abs(mine - others) for mine, others in pairs]
         # A comparison with NaN is false, so that max alone could pass over one.
         lost = any(math.isnan(difference) for difference in differences)
-        return Check(math.nan if lost else max(differences), TOLERANCE)
+        return Check(math.nan if lost else max(differences), tolerance, found)
 
-    def bits(self, backend: Backend) -> list[float]:
+    def bits(self, peer: str) -> list[float]:
         """Bits per byte of each document; an evaluation of the timed kind, if none has run."""
-        if backend not in self._bits:
-            self._evaluate(backend)
-        return self._bits[backend]
+        if peer not in self._bits:
+            self.build(peer)()
+        return self._bits[peer]
+
+    def _evaluate_before(self, process: EarlierCommit) -> Sample:
+        asked = self.evaluation
+        sample, answer = process.run(
+            {
+                "evaluation": {
+                    "model": MODEL,
+                    "rule": wire(asked.rule),
+                    "length": asked.length,
+                    "longest": asked.longest,
+                    "documents": asked.documents,
+                    "scored": asked.scored,
+                }
+            }
+        )
+        self._bits[BEFORE] = answer["bits"]
+        return sample
 
     def _evaluate(self, backend: Backend) -> None:
         from ropewalk.evals.runner import scored_logits

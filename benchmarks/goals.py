@@ -54,6 +54,11 @@ def median_ms(results: Results, case: str, peer: str) -> float:
     return float(_figure(results, case, peer, "median_ms"))
 
 
+def host_ms(results: Results, case: str, peer: str) -> float:
+    """What the host spent, the median of a peer in a case: on a CPU all threads' processor time."""
+    return float(_figure(results, case, peer, "host_ms"))
+
+
 def fastest_ms(results: Results, case: str, peers: Iterable[str]) -> float:
     """The least median of several peers, those that did not run left out."""
     times, reasons = [], []

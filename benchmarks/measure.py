@@ -5,6 +5,7 @@ oracle's, is an error and is not timed. The others go on.
 """
 
 import gc
+import math
 import warnings
 from typing import Any
 
@@ -90,11 +91,14 @@ def _judge(peer: dict[str, Any]) -> None:
     check = peer.get("check")
     if check is None:
         return
-    error, tolerance = check["error"], check["tolerance"]
+    error, tolerance, values = check["error"], check["tolerance"], check.get("values")
     if not error <= tolerance:
         peer["error"] = f"differs from the oracle by {error:.3g}, more than {tolerance:g}"
-    finite = error == error and abs(error) != float("inf")
-    peer["check"] = {"error": float(f"{error:.3g}") if finite else None, "tolerance": tolerance}
+    error = float(f"{error:.3g}")
+    peer["check"] = {"error": error if math.isfinite(error) else None, "tolerance": tolerance}
+    if values is not None:
+        finite = [round(value, 9) if math.isfinite(value) else None for value in values]
+        peer["check"]["values"] = finite
 
 
 def _guarded(attempt) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
     format     1
     suite, device, quick, device_name    what was asked for; a file holds one of each
+    before     suite evaluation: the earlier commit, likewise
     sessions   environment and measured ceilings of each start, in order
     results    one for each case: name, session, parameters, work, floor_ms, peers
     goals      name, target, value, status (pass, miss, not measured)
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 FORMAT = 1
-IDENTITY = ("suite", "device", "quick", "device_name")
 KEYS: dict[str, type] = {
     "suite": str,
     "device": str,
@@ -86,7 +86,7 @@ class ResultFile:
 
     Args:
         path: the file; continued if it exists.
-        identity: suite, device, quick and device_name.
+        identity: suite, device, quick, device_name, and what else the suite was asked for.
         fresh: whether to start over.
 
     Raises:
@@ -106,11 +106,11 @@ class ResultFile:
         self.content: dict[str, Any] = {**empty, "complete": False}
         if not fresh and path.exists():
             there = read(path)
-            for key in IDENTITY:
-                if there[key] != identity[key]:
+            for key, wanted in identity.items():
+                if there.get(key) != wanted:
                     raise ResultError(
-                        f"{str(path)!r} holds a run with {key} {there[key]!r}, this one has "
-                        f"{identity[key]!r}; choose another --out, or --fresh to start over"
+                        f"{str(path)!r} holds a run with {key} {there.get(key)!r}, this one has "
+                        f"{wanted!r}; choose another --out, or --fresh to start over"
                     )
             self.content = there
 

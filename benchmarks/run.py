@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.case import Case, Suite
+from benchmarks.case import Case, Suite, Unavailable
+from benchmarks.earlier import DEFAULT, full_name
 from benchmarks.environment import device_name, environment, load
 from benchmarks.measure import DeviceLost, measure, round_figures
 from benchmarks.result_file import ResultError, ResultFile, failed
@@ -34,7 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    suite = make_suite(options.suite, options.device, quick=options.quick)
+    try:
+        more = _suite_options(options)
+    except ResultError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    suite = make_suite(options.suite, options.device, quick=options.quick, **more)
     wanted = [case for case in suite.cases if _matches(case.name, options.only)]
     if options.list:
         for case in wanted:
@@ -47,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "device": options.device,
             "quick": options.quick,
             "device_name": device_name(options.device),
+            **more,
         }
         file = ResultFile(options.out, identity, fresh=options.fresh)
     except ResultError as error:
@@ -80,7 +87,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--minutes", type=_positive, help="begin no case after this long; the next call goes on")
     add("--threads", type=_count, help="torch's threads on a CPU")
+    add(
+        "--before",
+        metavar="COMMIT",
+        help="suite evaluation: the commit to compare with (default: the last one before the "
+        "kernels of rotary attention, skipped where git does not have it)",
+    )
     return parser
+
+
+def _suite_options(options: argparse.Namespace) -> dict[str, str]:
+    """What the suite alone is asked for: its earlier commit."""
+    if options.suite != "evaluation":
+        if options.before is not None:
+            raise ResultError(f"--before is for the suite evaluation, not {options.suite}")
+        return {}
+    if options.before is None:
+        return {"before": DEFAULT}
+    try:
+        return {"before": full_name(options.before)}
+    except Unavailable as error:
+        raise ResultError(f"--before: {error}") from None
 
 
 def _positive(text: str) -> float:

@@ -1,10 +1,12 @@
 """The suites: one file each, with its cases and goals.
 
-A new one is a module with `make(device, quick) -> Suite` and a line in `SUITES`.
+A new one is a module with `make(device, quick) -> Suite` and a line in `SUITES`; what else its
+`make` takes, by name and with a default, `make_suite` hands over.
 """
 
 from collections.abc import Callable
 from importlib import import_module
+from typing import Any
 
 from benchmarks.case import Suite
 
@@ -15,13 +17,14 @@ SUITES = {
 }
 
 
-def make_suite(name: str, device: str, *, quick: bool = False) -> Suite:
+def make_suite(name: str, device: str, *, quick: bool = False, **options: Any) -> Suite:
     """A suite for a device.
 
     Args:
         name: one of `SUITES`.
         device: "cpu" or "cuda".
         quick: sizes that take no time and show nothing but that everything runs.
+        options: of that suite alone.
     """
-    make: Callable[[str, bool], Suite] = import_module(SUITES[name]).make
-    return make(device, quick)
+    make: Callable[..., Suite] = import_module(SUITES[name]).make
+    return make(device, quick, **options)
