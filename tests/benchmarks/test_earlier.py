@@ -99,7 +99,7 @@ def test_an_error_there_is_told_here_and_the_next_request_is_answered(small_proc
         small_process.run(attention(13))
     request = attention(12)
     request["attention"]["rule"]["kind"] = "ReReRoPE"
-    with pytest.raises(RuntimeError, match="AttributeError: .* has no attribute 'ReReRoPE'"):
+    with pytest.raises(RuntimeError, match=r"AttributeError: .* has no attribute 'ReReRoPE'"):
         small_process.run(request)
     assert small_process.run(attention(12))[0].seconds > 0
 
