@@ -236,11 +236,11 @@ def _positions(problem: Problem) -> dict[str, Any]:
         none = dict.fromkeys((*names, "keys_ordered", "queries_ordered"))
         return none | {"query_places": 0, "key_places": 0}
     dtype = torch.float32 if _fractional(p) else torch.int32
-    see = p.visibility
-    positions = [x.to(dtype).contiguous() for x in (see.query_positions, see.key_positions)]
+    wide = from_last_query(p)
+    positions = [x.to(dtype).contiguous() for x in wide]
     blocks = positions
     if p.unit > 1 or _fractional(p):
-        blocks = [block_index(x, p.unit).to(dtype).contiguous() for x in positions]
+        blocks = [block_index(x, p.unit).to(dtype).contiguous() for x in wide]
     result: dict[str, Any] = dict(zip(names, (*positions, *blocks), strict=True))
     result["query_places"], result["key_places"] = (
         0 if x.shape[0] == 1 else x.shape[1] for x in positions
@@ -248,6 +248,23 @@ def _positions(problem: Problem) -> dict[str, Any]:
     result["queries_ordered"] = _ascends(positions[0], p.cu_seqlens_query)
     result["keys_ordered"] = _ascends(positions[1], p.cu_seqlens_key)
     return result
+
+
+def from_last_query(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Positions of queries and keys relative to the block of each row's last query.
+
+    Visibility is a matter of differences, and those of positions beyond 2³¹, or of fractional ones
+    beyond 2²⁴, do not survive 32 bits. Here they are int64, or float64 where either side is
+    floating. The base is a multiple of the rule's unit, so that blocks move as a whole. Further
+    apart than `HUGE` is as far as `HUGE`: a key at 2⁶³ − 1 that nobody should see stays hidden.
+    """
+    see, unit = problem.visibility, problem.unit
+    wide = torch.float64 if _fractional(problem) else torch.int64
+    query, key = see.query_positions.to(wide), see.key_positions.to(wide)
+    base = block_index(query.amax(-1, keepdim=True), unit) * unit
+    # Distances stay below the edge that stands for none (ranges.NO_EDGE).
+    query, key = ((x - base).clamp(unit - HUGE, HUGE) for x in (query, key))
+    return query, key
 
 
 def _ascends(positions: Tensor, cu_seqlens: Tensor | None) -> Tensor:
