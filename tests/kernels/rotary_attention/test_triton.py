@@ -89,6 +89,7 @@ KEYS_SEEN = torch.rand(2, 1, 1, 40, generator=torch.Generator().manual_seed(4)) 
 BIAS = torch.randn(2, 2, 40, 40, generator=torch.Generator().manual_seed(5))
 BIAS = BIAS.masked_fill(BIAS > 1, -torch.inf)
 MOVED = {"query_positions": SHIFTED, "key_positions": SHIFTED}
+RIGHT_PADDED = {"key_lengths": torch.tensor([40, 17])}
 PARTIAL = RotaryEmbedding(
     24, layout="interleaved", rotary_fraction=0.5, frequency=YaRN(factor=4, original_length=32)
 )
@@ -114,7 +115,9 @@ CASES = {
     "bidirectional-sliding": Case(
         "plain", queries=25, keys=51, options={"causal": False, "sliding_window": 9}
     ),
-    "key-lengths": Case(options={"key_lengths": torch.tensor([40, 17])}),
+    "key-lengths": Case(options=RIGHT_PADDED),
+    "right-padded": Case(options={**RIGHT_PADDED, "query_positions": torch.arange(40)}),
+    "padded": Case("plain", options={"causal": False, "key_lengths": torch.tensor([23, 0])}),
     "no-key": Case("dual-chunk", options={"key_lengths": torch.tensor([0, 33])}),
     **{
         f"positions-{name}": Case(

@@ -71,6 +71,22 @@ def test_prefill_equals_token_by_token(place: tuple[str, torch.dtype]) -> None:
             torch.testing.assert_close(one, whole[:, :, n - 1 : n], rtol=0, atol=limit)
 
 
+def test_sinks_without_any_key(place: tuple[str, torch.dtype]) -> None:
+    """The logsumexp is the sink, and so is its gradient."""
+    device, dtype = place
+    q, k, v, weight = random_tensors(5, dtype, count=4)
+    sinks = torch.tensor([0.5, -1.0], device=device, requires_grad=True)
+    leaves = [x.to(device).requires_grad_() for x in (q, k[:, :, :0], v[:, :, :0])]
+    output, lse = rotary_attention(
+        *leaves, rotary=RotaryEmbedding(16), sinks=sinks, backend="triton", return_logsumexp=True
+    )
+    torch.testing.assert_close(lse, sinks[:, None].expand_as(lse), rtol=0, atol=0)
+    weight = weight[..., 0].float().to(device)
+    grads = torch.autograd.grad((lse * weight).sum() + output.sum(), [sinks, *leaves])
+    torch.testing.assert_close(grads[0], weight.sum((0, 2)))
+    assert not any(x.any() for x in (output, *grads[1:]))
+
+
 @pytest.mark.interpret
 def test_more_heads_than_a_grid_counts() -> None:
     q, k, v = (torch.zeros(1, 70000, 1, 4) for _ in range(3))
