@@ -70,7 +70,7 @@ HALF: dict[Chip, Table] = {
         "forward": {
             64: (Configuration(128, 128, 8, 2), Configuration(128, 64, 8, 3)),
             128: (Configuration(64, 64, 4, 3), Configuration(64, 64, 8, 2)),
-            256: (Configuration(64, 64, 8, 2), Configuration(64, 32, 8, 2)),
+            256: (Configuration(64, 64, 8, 2), Configuration(32, 32, 8, 2)),
         },
         "query": {
             64: (Configuration(128, 64, 8, 2), Configuration(128, 32, 8, 2)),
