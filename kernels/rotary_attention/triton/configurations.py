@@ -45,7 +45,7 @@ class Configuration(NamedTuple):
 INTERPRETED = Configuration(16, 16, 4, 1)
 """Tiles of Triton's interpreter: small, so that small inputs meet every kind of tile."""
 
-# By the width of a head rounded up to a power of two: the light configuration, the heavy one.
+# By the width of a head rounded up to a power of two, at least 64: the light configuration, the heavy one.
 Table = dict[Kernel, dict[int, tuple[Configuration, Configuration]]]
 
 HALF: dict[Chip, Table] = {
@@ -116,7 +116,7 @@ SINGLE: dict[Chip, Table] = {
             256: (Configuration(32, 32, 8, 1), Configuration(16, 16, 8, 1)),
         },
         "key": {
-            64: (Configuration(32, 32, 8, 1), Configuration(32, 32, 8, 1)),
+            64: (Configuration(16, 32, 8, 1), Configuration(32, 16, 8, 1)),
             128: (Configuration(16, 16, 4, 1), Configuration(16, 16, 4, 1)),
             256: (Configuration(16, 32, 8, 1), Configuration(16, 16, 16, 1)),
         },

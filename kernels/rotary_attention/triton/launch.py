@@ -98,7 +98,7 @@ def most_registers(warps: int) -> int:
 def _told(problem: Problem, how: Configuration, tiles: Tensor | None) -> dict[str, Any]:
     # Left alone, the assembler spills a little of such kernels to fit more of them.
     widest = max(problem.query.shape[-1], problem.value.shape[-1])
-    hungry = problem.query.element_size() == 4 or widest > 128
+    hungry = problem.query.element_size() == 4 or not 64 <= widest <= 128
     return {
         "tiles": tiles,
         "ROWS": how.rows,

@@ -38,6 +38,11 @@ CASES: list[tuple[torch.dtype, int, int, str]] = [
         for width in (64, 128, 256)
         for name in ("light", "masked", "packed")
     ),
+    # Narrower than the narrowest that the tables name.
+    (HALF, 32, 32, "light"),
+    (HALF, 32, 32, "packed"),
+    (SINGLE, 32, 32, "light"),
+    (SINGLE, 32, 32, "masked"),
     (HALF, 128, 128, "not causal"),
     (torch.float16, 128, 128, "light"),
     # Dimensions masked off; in float32 they make heads awkward.
@@ -61,6 +66,7 @@ CASES: list[tuple[torch.dtype, int, int, str]] = [
     (HALF, 128, 256, "packed"),
 ]
 SMALL_CASES: list[tuple[torch.dtype, int, int, str]] = [
+    (HALF, 32, 32, "packed"),
     (HALF, 64, 64, "light"),
     (HALF, 128, 128, "light"),
     (HALF, 64, 64, "packed"),
