@@ -45,7 +45,7 @@ class Configuration(NamedTuple):
 INTERPRETED = Configuration(16, 16, 4, 1)
 """Tiles of Triton's interpreter: small, so that small inputs meet every kind of tile."""
 
-# By the width of a head rounded up to a power of two, at least 64: the light configuration, the heavy one.
+# By the width of a head rounded up to a power of two, at least 64: the light one, the heavy one.
 Table = dict[Kernel, dict[int, tuple[Configuration, Configuration]]]
 
 HALF: dict[Chip, Table] = {
