@@ -23,6 +23,7 @@ from ropewalk.kernels.rotary_attention import (
     rotary_attention,
     validation,
 )
+from ropewalk.kernels.rotary_attention.kinds import kind
 
 __all__ = ["KeyValueCache", "RotaryAttention"]
 
@@ -92,11 +93,11 @@ class RotaryAttention(nn.Module):
         self.head_dim = dim // heads if head_dim is None else head_dim
         self.rotary = rotary
         self.distance: DistanceRule = Plain() if distance is None else distance
-        # That the parts fit each other is left to the call, because each may be assigned later.
-        validation.check_rotary(rotary, self.head_dim, branches=1)
-        validation.check_rule(self.distance, causal=True)
-        validation.check_log_n(log_n)
+        # Each may be assigned later; calls check them again.
         validation.check_options(None, sliding_window, softcap, causal=causal)
+        validation.check_rule(self.distance, causal=causal)
+        validation.check_rotary(rotary, self.head_dim, len(self.distance.branches))
+        validation.check_log_n(log_n)
         check_backend(backend)
         self.log_n = log_n
         self.causal, self.sliding_window, self.softcap = causal, sliding_window, softcap
@@ -144,6 +145,8 @@ class RotaryAttention(nn.Module):
         if positions is not None:
             batch, length, _ = x.shape
             validation.check_positions("positions", positions, batch, length, x.device)
+        if not (cache is None or isinstance(cache, KeyValueCache)):
+            raise TypeError(f"cache must be a KeyValueCache, got {kind(cache)}")
         if cache is not None and cu_seqlens is not None:
             raise ValueError(
                 "a key-value cache continues every row of a batch, and packed sequences share one "

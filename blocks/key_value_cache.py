@@ -133,6 +133,12 @@ class KeyValueCache:
             raise ValueError(f"length must be from 0 to {self.length}, got {length}")
         self.length = length
 
+    def __len__(self) -> int:
+        return self.length
+
+    def __bool__(self) -> bool:
+        return True  # an empty cache is one too
+
     def __repr__(self) -> str:
         return f"KeyValueCache(length={self.length})"
 

@@ -25,7 +25,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from ropewalk.blocks.rotary import FrequencyRule, LogN, Plain
-from ropewalk.kernels.rotary_attention.backend import Backend, check_backend
+from ropewalk.kernels.rotary_attention.backend import Backend, check_backend, triton_unavailable
 from ropewalk.kernels.rotary_attention.protocols import DistanceRule
 from ropewalk.llm import attention_interface
 from ropewalk.llm.attention_interface import LayerPlug
@@ -146,7 +146,7 @@ def plug(
             where the model was trained with the scaling (clamp=False).
         backend: who computes the attention of a model whose rotation is taken over, with the same
             result; as in `rotary_attention`, which also says when the model runs that a backend
-            cannot take part there.
+            cannot take part there. "triton" wants the model on a GPU already.
 
     Returns:
         A handle: `handle.unplug()`, or use it in `with`.
@@ -159,6 +159,7 @@ def plug(
     refuse_rules(frequency, distance, log_n_length)
     check_backend(backend)
     slots = refuse_model(model)
+    _check_device(model, backend)
     log_n = _log_n(log_n_length)
     handle = PlugHandle(model, frequency, distance, log_n, backend)
     if backend != "auto" and not _changes_attention(handle):
@@ -248,6 +249,15 @@ def _put_note(handle: PlugHandle) -> None:
 def _log_n(length: int | LogN | None) -> LogN | None:
     # int() because numpy's integers are none of Python's.
     return length if length is None or isinstance(length, LogN) else LogN(int(length))
+
+
+def _check_device(model: nn.Module, backend: Backend) -> None:
+    """Triton's kernels need a GPU; a model without memory may be put anywhere yet."""
+    device = next(model.parameters()).device
+    if backend == "triton" and device.type != "meta":
+        reason = triton_unavailable(torch.empty(0, device=device))
+        if reason is not None:
+            raise ValueError(f"backend 'triton' cannot run: {reason}")
 
 
 def _changes_attention(handle: PlugHandle) -> bool:

@@ -62,8 +62,9 @@ def rotary_attention(
     The score of a pair is ⟨R^{q_b(i)} q_i, R^{k_b(j)} k_j⟩ · scale with the branch b that the rule
     gives to the pair (see `protocols`), then softcap, then the mask. Memory is linear in the
     lengths; a pair costs one dot product, whatever the number of branches, except near an edge.
-    Angles are float32 products of position and frequency, as in every model: their rounding grows
-    with the position, to about 1e-4 of a score at 10 000 and 1e-3 at 100 000.
+    Angles are float32 products of position and frequency, as in every model (float64 for float64
+    queries): their rounding grows with the position, to about 1e-4 of a score at 10 000 and 1e-3 at
+    100 000.
 
     Args:
         query: unrotated; float32, bfloat16, float16 or float64 (then all is float64). Under
@@ -77,7 +78,7 @@ def rotary_attention(
         query_positions: integer, float32 or float64, finite, (query,) or (1 | batch, query). They
             have no gradient. By default the last query sits at the last key, so that decoding needs
             no positions; with `key_lengths`, at each row's last valid key; in packed sequences, at
-            its own last key.
+            its own last key. More queries than keys: the first ones come before all keys.
         key_positions: as `query_positions`; 0 … key − 1 by default, anew in packed sequences.
             Positions that restart do not separate sequences, `cu_seqlens_query` does.
         causal: hide keys at positions after the query's; True for rules of several branches.
@@ -87,15 +88,17 @@ def rotary_attention(
         softcap: c, bounds scores by c·tanh(s/c).
         sinks: a logit per head that takes probability and has no value.
         key_lengths: (batch,), keys from this index on are hidden, as in a cache that is not full.
-            Lengths above the number of keys mean all of them, lengths below 0 none. The last query
-            then sits at the last valid key; for a batch padded on the right, whose first query sits
-            at the first key, pass `query_positions=torch.arange(query)`.
+            What lies there is never read, so that it may be uninitialised. Lengths above the number
+            of keys mean all of them, lengths below 0 none. The last query then sits at the last
+            valid key, which is what decoding wants. A batch padded on the *right* needs no lengths
+            where it is prefilled: a causal query sees no later key.
         cu_seqlens_query: packed sequences: batch is 1, and sequence s has the queries
             cu_seqlens_query[s] … cu_seqlens_query[s + 1] − 1. int32 or int64, from 0, never
             falling, to the number of queries. Explicit positions are then taken as given.
         cu_seqlens_key: the same of the keys; by default `cu_seqlens_query`.
         attention_mask: boolean (True is visible) or additive. Values at the least number of the
-            mask's dtype hide a key as −∞ does: many libraries write them for that. Left padding: a
+            mask's dtype hide a key as −∞ does: many libraries write them for that; a mask of ones
+            and zeros must be boolean, or it hides nothing. Left padding: a
             mask (batch, 1, 1, key) of the keys that are none, and positions that count from the
             first real token. A mask costs speed; positions, lengths and packing say most things.
         length: context length for frequency rules that depend on it; by default one more than the

@@ -87,6 +87,17 @@ def test_cache_reorders_rows_and_forgets():
     assert empty.length == 0
 
 
+@pytest.mark.parametrize("thing", [{}, KeyValueCache])
+def test_only_a_cache_is_a_cache(thing):
+    with pytest.raises(TypeError, match="cache must be a KeyValueCache, got"):
+        layer()(stream(), cache=thing)
+
+
+def test_an_empty_cache_is_one():
+    assert KeyValueCache()
+    assert len(KeyValueCache()) == 0
+
+
 def test_cache_refuses_gradients_and_other_batches():
     module, cache = layer(), KeyValueCache()
     with pytest.raises(ValueError, match="for inference"):

@@ -39,12 +39,24 @@ def test_the_backend_that_was_asked_for_computes_every_layer(
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_triton_is_refused_where_there_is_no_gpu(make_model, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    model = make_model()
+    forward = model.forward
+    with pytest.raises(ValueError, match="backend 'triton' cannot run: expected tensors on a CUDA"):
+        plug(model, distance=ReRoPE(window=4), backend="triton")
+    assert model.forward == forward
+    assert model.config._attn_implementation != "ropewalk"
+
+
 def test_a_backend_that_cannot_take_part_says_so_when_the_model_runs(
     make_model, tokens, monkeypatch
 ):
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(
+        "ropewalk.kernels.rotary_attention.flash.unsupported", lambda problem: "it is closed"
+    )
     with (
-        plug(make_model(), distance=ReRoPE(window=4), backend="triton") as handle,
-        pytest.raises(ValueError, match="backend 'triton' cannot run: expected tensors on a CUDA"),
+        plug(make_model(), distance=ReRoPE(window=4), backend="flash") as handle,
+        pytest.raises(ValueError, match="backend 'flash' cannot run: it is closed"),
     ):
         handle.model(tokens)

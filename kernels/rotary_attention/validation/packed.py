@@ -7,6 +7,8 @@ from torch import Tensor
 
 from ropewalk.kernels.rotary_attention.kinds import require_tensor
 
+LENGTHS = "it holds where sequences begin, not their lengths: F.pad(lengths.cumsum(0), (1, 0))"
+
 
 def check_packed(
     cu_query: Tensor | None,
@@ -59,12 +61,14 @@ def check_packed_values(name: str, cu: Tensor, tokens: int) -> None:
     """From 0, never falling, to the number of tokens. Reads the numbers back to the host."""
     bounds = cu.tolist()
     if bounds[0] != 0:
-        raise ValueError(f"{name} must begin with 0, got {bounds[0]}")
+        raise ValueError(f"{name} must begin with 0, got {bounds[0]}; {LENGTHS}")
     falls = next((i for i, (a, b) in enumerate(pairwise(bounds)) if b < a), None)
     if falls is not None:
         raise ValueError(
-            f"{name} must not decrease, got {bounds[falls]} followed by {bounds[falls + 1]}; it "
-            f"holds where sequences begin, not their lengths: F.pad(lengths.cumsum(0), (1, 0))"
+            f"{name} must not decrease, got {bounds[falls]} followed by {bounds[falls + 1]}; "
+            f"{LENGTHS}"
         )
     if bounds[-1] != tokens:
-        raise ValueError(f"{name} must end at the number of tokens, {tokens}, got {bounds[-1]}")
+        raise ValueError(
+            f"{name} must end at the number of tokens, {tokens}, got {bounds[-1]}; {LENGTHS}"
+        )

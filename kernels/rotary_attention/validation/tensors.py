@@ -15,9 +15,10 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
     for name, x in (("query", query), ("key", key), ("value", value)):
         require_tensor(name, x)
         if x.ndim != 4:
+            packed = "; packed (tokens, heads, head_dim) becomes one with x.transpose(0, 1)[None]"
             raise ValueError(
                 f"{name} must have 4 dimensions (batch, heads, sequence, head_dim), "
-                f"got shape {tuple(x.shape)}"
+                f"got shape {tuple(x.shape)}{packed if x.ndim == 3 else ''}"
             )
         if x.dtype not in FLOATS:
             raise TypeError(
@@ -129,11 +130,14 @@ def check_mask(mask: Tensor | None, query: Tensor, keys: int) -> None:
     batch, heads, queries, _ = query.shape
     allowed = ((1, batch), (1, heads), (1, queries), (keys,))
     if mask.ndim != 4 or any(n not in ok for n, ok in zip(mask.shape, allowed, strict=True)):
-        padding = mask.ndim == 2 and mask.shape[0] in (1, batch) and mask.shape[1] == keys
-        hint = "; a padding mask of tokens becomes one with mask[:, None, None, :].bool()"
+        hint = ""
+        if tuple(mask.shape) == (queries, keys):
+            hint = "; a mask of all pairs becomes one with mask[None, None]"
+        elif mask.ndim == 2 and mask.shape[0] in (1, batch) and mask.shape[1] == keys:
+            hint = "; a padding mask of tokens becomes one with mask[:, None, None, :].bool()"
         raise ValueError(
             f"attention_mask must have shape (1 or {batch}, 1 or {heads}, 1 or {queries}, {keys}), "
-            f"got {tuple(mask.shape)}{hint if padding else ''}"
+            f"got {tuple(mask.shape)}{hint}"
         )
     if mask.dtype != torch.bool and not mask.is_floating_point():
         raise TypeError(

@@ -41,7 +41,7 @@ def zeros(*shape, dtype=torch.float32):
 Q, K = zeros(2, 4, 5, 8), zeros(2, 2, 7, 8)
 
 TENSORS = {
-    "rank": ((Q[0], K, K), "query must have 4 dimensions.*got shape"),
+    "rank": ((Q[0], K, K), r"query must have 4 dimensions.*got shape.*transpose\(0, 1\)"),
     "key dtype": ((Q, K.double(), K), "share a dtype.*float32.*float64"),
     "integer": ((Q.long(), K.long(), K.long()), "must be float32.*got torch.int64"),
     "device": ((Q, K.to("meta"), K), "on one device.*cpu.*meta"),
@@ -104,6 +104,7 @@ OPTIONS = {
         {"attention_mask": torch.ones(2, 7, dtype=torch.bool)},
         r"got \(2, 7\); a padding mask .* mask\[:, None, None, :\]",
     ),
+    "mask of pairs": ({"attention_mask": zeros(5, 7)}, r"with mask\[None, None\]"),
     "text for a cap": ({"softcap": "30"}, r"softcap must be a number, got '30'; .*float"),
     "text for a scale": ({"scale": "0.1"}, r"scale must be a number, got '0.1'; .*float"),
     "no causal": ({"causal": None}, "causal must be True or False, got None"),
@@ -153,7 +154,7 @@ PACKED = {
     "end": ({"cu_seqlens_query": lengths(0, 3, 6)}, "end at the number of tokens, 7, got 6"),
     "beyond": ({"cu_seqlens_query": lengths(0, 3, 9)}, "end at the number of tokens, 7, got 9"),
     "wraps": ({"cu_seqlens_query": torch.tensor([0, 2**32 + 7])}, "tokens, 7, got 2147483647"),
-    "begin": ({"cu_seqlens_query": lengths(1, 3, 7)}, "begin with 0, got 1"),
+    "begin": ({"cu_seqlens_query": lengths(1, 3, 7)}, "begin with 0, got 1; .*cumsum"),
     "key end": ({"cu_seqlens_key": lengths(0, 3, 5)}, "cu_seqlens_key must end .* 7, got 5"),
     "counts": ({"cu_seqlens_key": lengths(0, 7)}, "equally many sequences, got 2 and 1"),
     "rank": ({"cu_seqlens_query": lengths(0, 7)[None]}, r"shape \(sequences \+ 1,\).*got \(1, 2\)"),
