@@ -25,7 +25,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from ropewalk.blocks.rotary import FrequencyRule, LogN, Plain
-from ropewalk.kernels.rotary_attention.backend import Backend, check_backend, triton_unavailable
+from ropewalk.kernels.rotary_attention import Backend
 from ropewalk.kernels.rotary_attention.protocols import DistanceRule
 from ropewalk.llm import attention_interface
 from ropewalk.llm.attention_interface import LayerPlug
@@ -49,7 +49,7 @@ from ropewalk.llm.model_config import (
 )
 from ropewalk.llm.native_rotary import RotarySlot
 from ropewalk.llm.probe import LayerRotation, probe
-from ropewalk.llm.refusals import is_plugged, refuse_model, refuse_rules
+from ropewalk.llm.refusals import is_plugged, refuse_backend, refuse_model, refuse_rules
 from ropewalk.llm.rotary_wrapper import RotaryFormat, UnitRotary
 
 _ORIGINAL = "original_max_position_embeddings"
@@ -157,9 +157,8 @@ def plug(
             the model cannot be plugged so; nothing has been changed then.
     """
     refuse_rules(frequency, distance, log_n_length)
-    check_backend(backend)
     slots = refuse_model(model)
-    _check_device(model, backend)
+    refuse_backend(model, backend)
     log_n = _log_n(log_n_length)
     handle = PlugHandle(model, frequency, distance, log_n, backend)
     if backend != "auto" and not _changes_attention(handle):
@@ -249,15 +248,6 @@ def _put_note(handle: PlugHandle) -> None:
 def _log_n(length: int | LogN | None) -> LogN | None:
     # int() because numpy's integers are none of Python's.
     return length if length is None or isinstance(length, LogN) else LogN(int(length))
-
-
-def _check_device(model: nn.Module, backend: Backend) -> None:
-    """Triton's kernels need a GPU; a model without memory may be put anywhere yet."""
-    device = next(model.parameters()).device
-    if backend == "triton" and device.type != "meta":
-        reason = triton_unavailable(torch.empty(0, device=device))
-        if reason is not None:
-            raise ValueError(f"backend 'triton' cannot run: {reason}")
 
 
 def _changes_attention(handle: PlugHandle) -> bool:

@@ -6,10 +6,12 @@ These are the refusals that a look at the model is enough for; `probe` has those
 from numbers import Integral
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from ropewalk.blocks.rotary import FrequencyRule, LogN
+from ropewalk.kernels.rotary_attention.backend import Backend, check_backend, triton_unavailable
 from ropewalk.kernels.rotary_attention.protocols import DistanceRule
 from ropewalk.llm.journal import MARK
 from ropewalk.llm.model_config import text_config
@@ -19,6 +21,21 @@ from ropewalk.llm.native_rotary import RotarySlot, rotary_slots
 def is_plugged(model: nn.Module) -> bool:
     """Whether the model, a part of it or a model it is part of, is plugged."""
     return any(hasattr(module, MARK) for module in model.modules())
+
+
+def refuse_backend(model: nn.Module, backend: Backend) -> None:
+    """A backend that does not exist, or Triton's kernels where there is no GPU for them.
+
+    Raises:
+        ValueError: says what was expected and what came.
+    """
+    check_backend(backend)
+    device = next(model.parameters()).device
+    # A model without memory may be put anywhere yet.
+    if backend == "triton" and device.type != "meta":
+        reason = triton_unavailable(torch.empty(0, device=device))
+        if reason is not None:
+            raise ValueError(f"backend 'triton' cannot run: {reason}")
 
 
 def refuse_rules(frequency: object, distance: object, log_n: object) -> None:
