@@ -7,6 +7,7 @@ keys in all.
 """
 
 import weakref
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -90,6 +91,8 @@ class KeyValueCache:
                 "run under torch.no_grad(), or train without a cache"
             )
         start, stop = self.length, self.length + key.shape[-2]
+        if positions is not None and not positions.is_floating_point():
+            positions = positions.long()
         if positions is None:
             positions = self.next_positions(key.shape[-2], key.device)
         self._keys = _grown(self._keys, key, start, stop, axis=2, name="keys")
@@ -139,23 +142,36 @@ class KeyValueCache:
     def __bool__(self) -> bool:
         return True  # an empty cache is one too
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_layer": None}  # whoever loads it claims it
+
     def __repr__(self) -> str:
         return f"KeyValueCache(length={self.length})"
+
+
+def _alike(held: Tensor, new: Tensor, axis: int) -> bool:
+    """Whether one continues the other, but for its length along `axis`."""
+    shapes = ((*x.shape[:axis], *x.shape[axis + 1 :]) for x in (held, new))
+    return next(shapes) == next(shapes) and held.dtype == new.dtype and held.device == new.device
 
 
 def _grown(
     held: Tensor | None, new: Tensor, start: int, stop: int, *, axis: int, name: str
 ) -> Tensor:
     """`held` with room for `stop` entries along `axis`."""
+    if start == 0 and held is not None and not _alike(held, new, axis):
+        held = None  # nothing is in it, so another batch may begin
     if held is not None and held.shape[:axis] != new.shape[:axis]:
         raise ValueError(
             f"the cache holds {name} of batch and heads {tuple(held.shape[:axis])}, got "
             f"{tuple(new.shape[:axis])}; start another KeyValueCache"
         )
-    if held is not None and stop <= held.shape[axis]:
+    # Positions may turn from integers to fractions.
+    dtype = new.dtype if held is None else torch.promote_types(held.dtype, new.dtype)
+    if held is not None and stop <= held.shape[axis] and held.dtype == dtype:
         return held
     capacity = max(stop, 2 * start, MINIMUM_CAPACITY)
-    larger = new.new_empty(*new.shape[:axis], capacity, *new.shape[axis + 1 :])
+    larger = new.new_empty(*new.shape[:axis], capacity, *new.shape[axis + 1 :], dtype=dtype)
     if held is not None:
         larger.narrow(axis, 0, start).copy_(held.narrow(axis, 0, start))
     return larger

@@ -21,7 +21,8 @@ def only_last_read(model: nn.Module, count: int) -> Iterator[None]:
     """While entered, a plugged model's logits are those it would give for its last `count` tokens.
 
     Those of other tokens are wrong, and so are gradients through them and hidden states. A model
-    that is not plugged, or whose last layer has no attention of ours, does all its work.
+    that is not plugged, that does not come with transformers, or whose last layer has no attention
+    of ours, does all its work.
 
     Args:
         model: a causal language model of transformers, plugged or not.
@@ -32,15 +33,22 @@ def only_last_read(model: nn.Module, count: int) -> Iterator[None]:
         yield
         return
     plug = getattr(layer, LAYER_ATTRIBUTE)
-    setattr(layer, LAYER_ATTRIBUTE, replace(plug, read=count))
+    shorter = replace(plug, read=count)
+    setattr(layer, LAYER_ATTRIBUTE, shorter)
     try:
         yield
     finally:
-        setattr(layer, LAYER_ATTRIBUTE, plug)
+        if getattr(layer, LAYER_ATTRIBUTE, None) is shorter:  # else it was unplugged inside
+            setattr(layer, LAYER_ATTRIBUTE, plug)
 
 
 def _last_attention(model: nn.Module) -> nn.Module | None:
-    """The plugged attention of the decoder's last layer, if it is the only one there."""
+    """The plugged attention of the decoder's last layer, if it is the only one there.
+
+    Of a model of transformers' own: one with code of its own might mix tokens after it.
+    """
+    if not type(model).__module__.startswith("transformers."):
+        return None
     config = getattr(model, "config", None)
     if config is None:
         return None

@@ -190,7 +190,16 @@ def read_plan(
 
 
 def check_plan(plan: Tensor, position_ids: Tensor, keys: int) -> None:
-    """Refuses a plan that describes another number of keys than the cache returned."""
+    """Refuses a plan that describes another number of keys than the cache returned.
+
+    Args:
+        plan: (batch, 1, rows, keys + queries), from `make_plan`.
+        position_ids: (batch, queries).
+        keys: how many the cache returned.
+
+    Raises:
+        ValueError: it does.
+    """
     planned = plan.shape[-1] - position_ids.shape[-1]
     if planned != keys:
         raise ValueError(

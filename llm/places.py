@@ -82,7 +82,8 @@ def places_of(
         ValueError: see `mask_plan.read_plan`.
     """
     rows, keys, device = query.shape[0], key.shape[-2], query.device
-    if torch.compiler.is_compiling():
+    captured = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    if torch.compiler.is_compiling() or captured:  # nothing can be read back then
         return explicit(read_plan(plan.to(device), position_ids.to(device), keys))
     kept, sizes = _kept.get(plan), (rows, keys, device)
     if kept is None or kept.position_ids() is not position_ids or kept.sizes != sizes:

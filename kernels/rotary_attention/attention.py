@@ -203,9 +203,10 @@ def rotary_attention(
                 key_at = positions.key_positions(None, query, keys, None)
                 query_at = positions.query_positions(None, query, keys, None, None, None)
             (branch,) = distance.branches
+            wide = torch.promote_types(query.dtype, torch.float32)
             query, key = plain.rotated(
-                query, key, branch.query(query_at), branch.key(key_at), frequencies, factor,
-                rotary.layout,
+                query, key, branch.query(query_at, wide), branch.key(key_at, wide), frequencies,
+                factor, rotary.layout,
             )  # fmt: skip
         return plain.attend(query, key, value, causal=causal, scale=scale)
     output, logsumexp = rotary_attention_op(

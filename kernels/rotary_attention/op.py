@@ -2,9 +2,9 @@
 
 The operator takes tensors and numbers only. What a distance rule means has already been turned into
 the numbers of its position maps and the thresholds between branches, so that neither the operator
-nor a kernel behind it knows a rule by name. Positions that are the default ones are not passed:
-`by index`, nothing is launched before the operator. The backward is an
-operator of its own, because it walks blocks as the forward does and must stay opaque to compilers.
+nor a kernel behind it knows a rule by name. Positions that are the default ones are not passed, so
+that nothing is launched before the operator. The backward is an operator of its own, because it
+walks blocks as the forward does and must stay opaque to compilers.
 """
 
 from typing import Any, cast

@@ -1,6 +1,7 @@
 """RotaryAttention with its cache of unrotated keys: steps, padding, reordering, refusals."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -143,6 +144,45 @@ def test_a_call_that_fails_leaves_the_cache_as_it_was():
     assert (cache.length, cache.by_index) == (6, True)
     rest = module(x[:, 6:], cache=cache)
     torch.testing.assert_close(rest, module(x)[:, 6:], rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_first_call_that_fails_binds_the_cache_to_nothing():
+    module, cache = layer(distance=ReRoPE(5)), KeyValueCache()
+    with pytest.raises(ValueError, match="attention_mask must have shape"):
+        module(stream(), attention_mask=torch.ones(2, 1, 1, 3, dtype=torch.bool), cache=cache)
+    one = stream(batch=1)
+    torch.testing.assert_close(module(one, cache=cache), module(one))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8])
+def test_small_integers_go_on_beyond_what_they_hold(dtype):
+    module, x = layer(distance=ReRoPE(5), log_n=LogN(4)), stream(length=40)
+    first = 127 - 30 if dtype == torch.int8 else 255 - 30
+    found = []
+    for kind in (dtype, torch.int64):
+        cache = KeyValueCache()
+        module(x[:, :30], positions=torch.arange(first, first + 30).to(kind), cache=cache)
+        found.append(module(x[:, 30:], cache=cache))
+    assert torch.equal(*found)
+
+
+@torch.no_grad()
+def test_integers_may_turn_into_fractions():
+    module, x, cache = layer(distance=ReRoPE(5)), stream(), KeyValueCache()
+    module(x[:, :17], cache=cache)
+    got = module(x[:, 17:], positions=torch.tensor([17.5, 18.7]), cache=cache)
+    at = torch.cat((torch.arange(17.0), torch.tensor([17.5, 18.7])))
+    torch.testing.assert_close(got, module(x, positions=at)[:, 17:], rtol=0, atol=1e-6)
+
+
+def test_a_cache_can_be_stored():
+    with torch.no_grad():
+        module, x, cache = layer(), stream(), KeyValueCache()
+        module(x[:, :9], cache=cache)
+        twin = pickle.loads(pickle.dumps(cache))
+        assert torch.equal(module(x[:, 9:], cache=twin), module(x[:, 9:], cache=cache))
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ import torch
 
 from ropewalk.blocks.rotary import ReRoPE
 from ropewalk.llm import attention_interface, plug
+from ropewalk.llm.attention_interface import LAYER_ATTRIBUTE
 from ropewalk.llm.last_queries import only_last_read
 
 READ = 3
@@ -88,3 +89,22 @@ def test_an_error_leaves_the_layer_as_it_was(make_model, tokens):
         with pytest.raises(RuntimeError, match="stop"), only_last_read(model, READ):
             raise RuntimeError("stop")
         assert torch.equal(logits(model, tokens), expected)
+
+
+def test_a_layer_that_is_unplugged_inside_stays_so(make_model, tokens):
+    model = make_model()
+    expected = logits(model, tokens)
+    handle = plug(model, distance=ReRoPE(window=4))
+    with only_last_read(model, READ):
+        handle.unplug()
+    assert torch.equal(logits(model, tokens), expected)
+    assert not any(hasattr(module, LAYER_ATTRIBUTE) for module in model.modules())
+
+
+def test_a_model_with_code_of_its_own_does_all_its_work(make_model, tokens):
+    model = make_model()
+    model.__class__ = type("Remote", (type(model),), {"__module__": "transformers_modules.remote"})
+    with plug(model, distance=ReRoPE(window=4)):
+        expected = logits(model, tokens)
+        with only_last_read(model, READ):
+            assert torch.equal(logits(model, tokens), expected)

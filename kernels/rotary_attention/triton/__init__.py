@@ -2,6 +2,7 @@
 
     configurations.py  tile sizes, warps and stages: a table that the compile tests prove
     geometry.py        what the kernels of one problem share
+    positions.py       positions in 32 bits, and whether they ascend
     turn.py            rotation to the positions of every branch, and back
     angles.py          sine and cosine
     ranges.py          which tiles of keys a block of queries meets, and the other way round

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from ropewalk.kernels.interpreter import interpreted
 from ropewalk.kernels.rotary_attention.problem import Problem
-from ropewalk.kernels.rotary_attention.schedule import block_index
+from ropewalk.kernels.rotary_attention.triton.positions import (
+    HUGE,
+    fractional,
+    position_arguments,
+)
 from ropewalk.kernels.rotary_attention.triton.turn import empty_turned, turn
 from ropewalk.kernels.sizes import ceil_divide, power_of_two
-
-HUGE = 2**29 - 1
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ def contiguous_rows(x: Tensor) -> Tensor:
 
     A copy only where it has not; one that would lie as `x` does is not made.
     """
-    return x if x.stride(-1) == 1 and aligned(x) else x.contiguous()
+    allows = x.shape[-1] * x.element_size() % 16 == 0
+    return x if x.stride(-1) == 1 and (aligned(x) or not allows) else x.contiguous()
 
 
 def aligned_rows(x: Tensor) -> Tensor:
@@ -197,7 +200,7 @@ def geometry(
         "LENGTHS": p.key_lengths is not None,
         "PACKED": p.cu_seqlens_query is not None,
         "BY_INDEX": p.by_index,
-        "UNITS": p.unit > 1 or _fractional(p),
+        "UNITS": p.unit > 1 or fractional(p),
         "UPCAST": interpreted() and p.query.dtype != torch.float32,
         # Products of float32 are computed to float32's accuracy, by three of tensor cores' own.
         "PRECISION": "tf32x3" if p.query.dtype == torch.float32 else "tf32",
@@ -219,62 +222,8 @@ def geometry(
     if p.cu_seqlens_query is not None and p.cu_seqlens_key is not None:
         arguments["cu_queries"] = p.cu_seqlens_query.to(torch.int32)
         arguments["cu_keys"] = p.cu_seqlens_key.to(torch.int32)
-    arguments |= _positions(p)
+    arguments |= position_arguments(p)
     return Geometry(p, queries, keys, value, arguments)
-
-
-def _fractional(problem: Problem) -> bool:
-    given = problem.query_positions, problem.key_positions
-    return any(x is not None and x.is_floating_point() for x in given)
-
-
-def _positions(problem: Problem) -> dict[str, Any]:
-    """Positions, blocks, whether they ascend, and the strides between rows of the batch."""
-    p = problem
-    names = ("query_positions", "key_positions", "query_blocks", "key_blocks")
-    if p.by_index:
-        none = dict.fromkeys((*names, "keys_ordered", "queries_ordered"))
-        return none | {"query_places": 0, "key_places": 0}
-    dtype = torch.float32 if _fractional(p) else torch.int32
-    wide = from_last_query(p)
-    positions = [x.to(dtype).contiguous() for x in wide]
-    blocks = positions
-    if p.unit > 1 or _fractional(p):
-        blocks = [block_index(x, p.unit).to(dtype).contiguous() for x in wide]
-    result: dict[str, Any] = dict(zip(names, (*positions, *blocks), strict=True))
-    result["query_places"], result["key_places"] = (
-        0 if x.shape[0] == 1 else x.shape[1] for x in positions
-    )
-    result["queries_ordered"] = _ascends(positions[0], p.cu_seqlens_query)
-    result["keys_ordered"] = _ascends(positions[1], p.cu_seqlens_key)
-    return result
-
-
-def from_last_query(problem: Problem) -> tuple[Tensor, Tensor]:
-    """Positions of queries and keys relative to the block of each row's last query.
-
-    Visibility is a matter of differences, and those of positions beyond 2³¹, or of fractional ones
-    beyond 2²⁴, do not survive 32 bits. Here they are int64, or float64 where either side is
-    floating. The base is a multiple of the rule's unit, so that blocks move as a whole. Further
-    apart than `HUGE` is as far as `HUGE`: a key at 2⁶³ − 1 that nobody should see stays hidden.
-    """
-    see, unit = problem.visibility, problem.unit
-    wide = torch.float64 if _fractional(problem) else torch.int64
-    query, key = see.query_positions.to(wide), see.key_positions.to(wide)
-    base = block_index(query.amax(-1, keepdim=True), unit) * unit
-    # Distances stay below the edge that stands for none (ranges.NO_EDGE).
-    query, key = ((x - base).clamp(unit - HUGE, HUGE) for x in (query, key))
-    return query, key
-
-
-def _ascends(positions: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-    """Whether positions ascend in every row or packed sequence: int32 (1,), never read back."""
-    falls = positions[:, 1:] < positions[:, :-1]
-    if cu_seqlens is not None:
-        begins = torch.zeros(positions.shape[1] + 1, dtype=torch.bool, device=positions.device)
-        begins[cu_seqlens.long()] = True
-        falls = falls & ~begins[1:-1]
-    return (~falls.any()).to(torch.int32)[None]
 
 
 def packed_tiles(cu_seqlens: Tensor, total: int, block: int) -> Tensor:

@@ -110,6 +110,18 @@ def test_small_integers_are_positions_too(inputs, rule, backend, dtype):
     torch.testing.assert_close(got, expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("at", [torch.arange(4) * 3 + 2**26, torch.arange(4.0) * 1.1 + 2**24])
+def test_angles_of_the_plain_rule_are_as_wide_as_the_query(at):
+    generator = torch.Generator().manual_seed(0)
+    tensors = torch.randn(3, 1, 2, 4, 8, dtype=torch.float64, generator=generator)
+    options = {"query_positions": at.double(), "key_positions": at.double(), "causal": False}
+    auto, truth = (
+        rotary_attention(*tensors, rotary=ROTARY, length=9, backend=backend, **options)
+        for backend in ("auto", "reference")
+    )
+    torch.testing.assert_close(auto, truth, rtol=0, atol=1e-9)
+
+
 def test_there_is_no_second_derivative(inputs):
     query, key, value = inputs().make(grad=True)
     output = rotary_attention(query, key, value, rotary=ROTARY, distance=ReRoPE(5))

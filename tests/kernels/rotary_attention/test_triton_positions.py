@@ -103,6 +103,18 @@ def test_rows_far_from_each_other(queries: int) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("far", [2**30, 2**40, 2.0**26 + 0.5], ids=["30", "40", "float64"])
+@pytest.mark.parametrize("starts", [[0, 17, KEYS], [0, 0, 17, 17, KEYS]], ids=["two", "empty"])
+def test_packed_sequences_far_from_each_other(far: float, starts: list[int]) -> None:
+    step = 0.25 if far % 1 else 1
+    near, away = torch.arange(17) * step, torch.arange(KEYS - 17) * step
+    at = torch.cat((near, away + torch.tensor(far, dtype=torch.float64 if far % 1 else None)))
+    compare_back_ends(
+        KEYS, rotary=None, query_positions=at, key_positions=at,
+        cu_seqlens_query=torch.tensor(starts),
+    )  # fmt: skip
+
+
 @KINDS
 def test_keys_put_out_of_reach_stay_hidden(queries: int) -> None:
     at = torch.arange(KEYS)
