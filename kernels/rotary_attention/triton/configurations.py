@@ -5,7 +5,8 @@ side is read again, and tensor cores want whole fragments (on Hopper 64 rows to 
 where registers would spill. tests/kernels/rotary_attention/test_triton_compile.py compiles the
 kernels ahead of time and finds each within its chip's shared memory and without a spilled register:
 on sm_90 and sm_80 every entry of HALF and SINGLE; of AWKWARD, and of `small` as sm_89, those that
-its lists name. Chips:
+its lists name. That holds for the pinned Triton 3.7; 3.6 was seen to spill 8 to 32 bytes in seven
+forward cases of 16 bits on sm_80 and one on sm_89, and none on sm_90. Chips:
 
     sm_90   Hopper and later data-centre chips, 227 KiB of shared memory a block
     sm_80   A100, 163 KiB
