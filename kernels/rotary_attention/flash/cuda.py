@@ -6,6 +6,7 @@ keys to the left and to the right of the key that stands opposite the query. Wha
 narrow: flash-attn knows a softcap, and takes determinism by the call; torch has it as a mode.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from importlib.util import find_spec
 
@@ -21,7 +22,7 @@ def library() -> Library:
     return TorchFlash() if find_spec("flash_attn") is None else FlashAttn()
 
 
-class _Flash:
+class _Flash(ABC):
     """What the two share: which problems they take, and the order of dimensions they want."""
 
     def unsupported(self, problem: Problem) -> str | None:
@@ -62,12 +63,13 @@ class _Flash:
         of_key += parts[1].squeeze(2)
         of_value += parts[2].squeeze(2)
 
+    @abstractmethod
     def _forward(
         self, query: Tensor, key: Tensor, value: Tensor, shape: Shape
     ) -> tuple[Tensor, Tensor]:
         """Output (rows, query, groups, dim) and logsumexp (rows, groups, query)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _backward(
         self,
         query: Tensor,
@@ -79,7 +81,6 @@ class _Flash:
         shape: Shape,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of query, key and value."""
-        raise NotImplementedError
 
 
 class FlashAttn(_Flash):
