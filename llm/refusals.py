@@ -11,7 +11,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ropewalk.blocks.rotary import FrequencyRule, LogN
-from ropewalk.kernels.rotary_attention.backend import Backend, check_backend, triton_unavailable
+from ropewalk.kernels.backends import triton_unavailable
+from ropewalk.kernels.rotary_attention.backend import Backend, check_backend
 from ropewalk.kernels.rotary_attention.protocols import DistanceRule
 from ropewalk.llm.journal import MARK
 from ropewalk.llm.model_config import text_config

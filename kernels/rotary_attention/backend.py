@@ -9,14 +9,10 @@ The choice is made where the operator runs and not while a compiler traces it, b
 on what is installed and on the values of positions. Triton is imported only once it was chosen.
 """
 
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Literal, get_args
 
-import torch
-from torch import Tensor
-
-from ropewalk.kernels.interpreter import interpreted
+from ropewalk.kernels.backends import check_name, triton_unavailable
 from ropewalk.kernels.rotary_attention import flash, reference
 from ropewalk.kernels.rotary_attention.problem import Problem
 
@@ -25,24 +21,7 @@ Backend = Literal["auto", "reference", "flash", "triton"]
 
 def check_backend(backend: str) -> None:
     """A name that exists; whether it can run is known when the operator does."""
-    if backend not in get_args(Backend):
-        raise ValueError(
-            f"backend must be 'auto', 'reference', 'flash' or 'triton', got {backend!r}"
-        )
-
-
-def triton_unavailable(query: Tensor) -> str | None:
-    """Why Triton cannot run on tensors like this one, or None. Never imports Triton."""
-    if query.device.type != "cuda" and not interpreted():
-        return (
-            f"expected tensors on a CUDA device, got {query.device}; move them, or set "
-            f"TRITON_INTERPRET=1 before triton is imported to run the kernels in its interpreter"
-        )
-    if query.dtype == torch.float64:
-        return "its kernels compute in float32, got float64; use .float() or another backend"
-    if find_spec("triton") is None:
-        return "triton is not installed; install ropewalk[gpu]"
-    return None
+    check_name(backend, get_args(Backend))
 
 
 def implementation(problem: Problem, backend: str) -> ModuleType:

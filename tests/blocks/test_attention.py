@@ -214,7 +214,7 @@ def test_a_model_of_ten_lines_trains():
         ({"heads": 4, "sliding_window": 0}, "sliding_window must be at least 1, got 0"),
         ({"heads": 4, "distance": ReRoPE(5), "causal": False}, "2 branches.*causal=False"),
         ({"heads": 4, "softcap": -1.0}, "softcap must be positive and finite, got -1.0"),
-        ({"heads": 4, "backend": "cuda"}, "backend must be .*got 'cuda'"),
+        ({"heads": 4, "backend": "cuda"}, "backend: expected .*got 'cuda'"),
     ],
 )
 def test_sizes_that_do_not_fit(options, message):

@@ -59,7 +59,7 @@ def test_rules_of_the_wrong_kind(make_model):
 
 def test_a_backend_that_does_not_exist_or_has_nothing_to_compute(make_model):
     model = make_model()
-    refused(model, "backend must be 'auto', .* got 'fast'", distance=RULE, backend="fast")
+    refused(model, "backend: expected one of auto, .* got 'fast'", distance=RULE, backend="fast")
     rule = NTKAware(factor=2.0)
     refused(model, "has nothing to compute: .* leave backend out", frequency=rule, backend="flash")
 

@@ -1,0 +1,20 @@
+"""Cross-entropy of a linear head over a large vocabulary, without its logits.
+
+loss.py         linear_cross_entropy
+validation.py   what is refused, and in which words
+targets.py      targets as codes; an operator of its own, because it looks at values
+problem.py      what an implementation gets and gives
+op.py           the torch operators: schema, fake tensors, autograd
+reduction.py    from a few numbers a token to the loss
+filter.py       which tiles of the gradient may be left out
+chunks.py       how much is held at once
+backend.py      which implementation runs
+reference/      the equation in torch, a tile at a time
+triton/         kernels on a GPU
+"""
+
+from ropewalk.kernels.linear_cross_entropy.backend import Backend
+from ropewalk.kernels.linear_cross_entropy.loss import linear_cross_entropy
+from ropewalk.kernels.linear_cross_entropy.reduction import Reduction
+
+__all__ = ["Backend", "Reduction", "linear_cross_entropy"]

@@ -1,0 +1,142 @@
+"""`linear_cross_entropy`: the loss of a language model's head without its logits."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ropewalk.kernels.autocast import cast_inputs
+from ropewalk.kernels.linear_cross_entropy import validation
+from ropewalk.kernels.linear_cross_entropy.backend import Backend, check_backend
+from ropewalk.kernels.linear_cross_entropy.op import vocabulary_statistics
+from ropewalk.kernels.linear_cross_entropy.problem import Problem, statistics_dtype
+from ropewalk.kernels.linear_cross_entropy.reduction import Objective, Reduction, reduce
+from ropewalk.kernels.linear_cross_entropy.targets import encode_targets
+
+Loss = Float[Tensor, ""] | Float[Tensor, "*batch"]
+
+
+def linear_cross_entropy(
+    hidden: Float[Tensor, "*batch dim"],
+    weight: Float[Tensor, "vocabulary dim"],
+    targets: Int[Tensor, "*batch"],
+    *,
+    bias: Float[Tensor, " vocabulary"] | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    weight_per_class: Float[Tensor, " vocabulary"] | None = None,
+    reduction: Reduction = "mean",
+    return_logsumexp: bool = False,
+    shift: bool = False,
+    exact: bool = True,
+    backend: Backend = "auto",
+) -> Loss | tuple[Loss, Float[Tensor, "*batch"]]:
+    """Cross-entropy of softcap(logit_scale · (hidden · weightᵀ + bias)), never held as a whole.
+
+    The forward pass keeps one logsumexp a token; the backward computes the logits again, tile by
+    tile, forms their gradient in float32 before it is rounded, and multiplies. That is one product
+    of hidden · weightᵀ more than with logits in memory, and nothing of the size of the logits.
+
+    Sums over the vocabulary and over tokens are float32, for half precision too, and so is the
+    loss; gradients are rounded once, to the dtype of what they are the gradient of.
+
+    Args:
+        hidden: float16, bfloat16, float32 or float64, of any strides. Under `torch.autocast`
+            hidden, weight and bias are first cast to its dtype.
+        weight: the output embedding, one row a token of the vocabulary, in the dtype of `hidden`.
+        targets: integer indices into the vocabulary.
+        bias: added to the logits.
+        ignore_index: the target of tokens that have none. They cost nothing: no logits are computed
+            for them.
+        label_smoothing: ε in [0, 1): the target is 1 − ε of the true token and ε/V of each.
+        z_loss: ζ ≥ 0, adds ζ · logsumexp², which keeps logits from drifting; 1e-4 is usual. Its
+            mean is over the tokens that count, whatever their class weights.
+        softcap: c of c · tanh(logits / c), after the scale.
+        logit_scale: multiplies the logits, as in muP, Cohere or (as 1 / logits_scaling) Granite.
+        weight_per_class: c_v in `torch.nn.functional.cross_entropy`'s sense; constants.
+        reduction: "mean" divides by the sum of the targets' class weights, "sum", or "none", for
+            which each token may have an upstream gradient of its own.
+        return_logsumexp: give the logsumexp of each token's logits too, 0 where it is ignored. It
+            is differentiable.
+        shift: hidden states at t predict targets at t + 1, so that a causal language model passes
+            its input as targets; results are one shorter. No copy of `hidden` is made.
+        exact: False leaves out tiles of the gradient in which every probability is below what the
+            dtype resolves; see `ropewalk.kernels.linear_cross_entropy.filter`. With label smoothing
+            nothing is left out.
+        backend: "auto", "triton" or "reference"; see
+            `ropewalk.kernels.linear_cross_entropy.backend`.
+
+    Returns:
+        The loss, float32 (float64 for float64 tensors): a scalar, or of the targets' shape for
+        "none", where ignored tokens are 0. Without any token that counts it is 0 with zero
+        gradients. With `return_logsumexp` a tuple of it and the logsumexp.
+
+    Raises:
+        ValueError: sizes, dtypes, devices or options that do not fit; targets outside of the
+            vocabulary (on a CUDA device a device-side assertion, as in torch); an impossible
+            backend.
+        TypeError: an argument of the wrong kind.
+
+    Source: Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models, arXiv 2411.09009.
+
+    Example:
+        >>> hidden = torch.randn(2, 16, 64, requires_grad=True)
+        >>> weight = torch.randn(1000, 64, requires_grad=True)
+        >>> tokens = torch.randint(1000, (2, 16))
+        >>> linear_cross_entropy(hidden, weight, tokens, shift=True).backward()
+    """
+    check_backend(backend)
+    validation.check_tensors(hidden, weight, targets, bias)
+    validation.check_options(
+        ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
+        softcap=softcap, logit_scale=logit_scale, reduction=reduction,
+    )  # fmt: skip
+    validation.check_weight_per_class(weight_per_class, weight.shape[0], hidden)
+    if shift:
+        validation.check_shift(hidden)
+    hidden, weight = cast_inputs(hidden, weight)
+    if bias is not None:
+        (bias,) = cast_inputs(bias)
+    validation.check_dtypes(hidden, weight, bias)
+
+    if shift:
+        targets = next_targets(targets, ignore_index)
+    objective = Objective(
+        weight.shape[0], float(label_smoothing), float(z_loss), weight_per_class, reduction
+    )
+    flat = targets.reshape(-1)
+    codes = encode_targets(flat, ignore_index, weight.shape[0], 0, weight.shape[0])
+    statistics_like = hidden.new_empty(0, dtype=statistics_dtype(hidden.dtype))
+    statistics = vocabulary_statistics(
+        Problem(
+            hidden.reshape(-1, hidden.shape[-1]),
+            weight,
+            codes,
+            bias,
+            objective.sum_weights(statistics_like),
+            float(logit_scale),
+            None if softcap is None else float(softcap),
+            exact or label_smoothing > 0.0,
+        ),
+        backend,
+    )
+    loss = reduce(objective, statistics, flat, codes)
+    if reduction == "none":
+        loss = as_targets(loss, targets, shift)
+    if return_logsumexp:
+        return loss, as_targets(statistics.logsumexp, targets, shift)
+    return loss
+
+
+def next_targets(targets: Tensor, ignore_index: int) -> Tensor:
+    """Each token's successor, and none for the last one."""
+    last = torch.full_like(targets[..., :1], ignore_index)
+    return torch.cat((targets[..., 1:], last), -1)
+
+
+def as_targets(x: Tensor, targets: Tensor, shift: bool) -> Tensor:
+    """(tokens,) in the shape of the targets, without the last one if they were shifted."""
+    x = x.reshape(targets.shape)
+    return x[..., :-1] if shift else x

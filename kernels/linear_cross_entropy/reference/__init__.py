@@ -1,0 +1,11 @@
+"""The equation in torch, a tile of logits at a time: any device and dtype, and the CPU's path.
+
+tiles.py       which tokens and columns are computed together, and a tile's logits
+statistics.py  forward: logsumexp, the target's logit, a weighted sum of logits
+gradients.py   backward: the logits again, their gradient, and its two products
+"""
+
+from ropewalk.kernels.linear_cross_entropy.reference.gradients import gradients
+from ropewalk.kernels.linear_cross_entropy.reference.statistics import statistics
+
+__all__ = ["gradients", "statistics"]
