@@ -15,6 +15,14 @@ triton/         kernels on a GPU
 
 from ropewalk.kernels.linear_cross_entropy.backend import Backend
 from ropewalk.kernels.linear_cross_entropy.loss import linear_cross_entropy
+from ropewalk.kernels.linear_cross_entropy.parallel import (
+    vocabulary_parallel_linear_cross_entropy,
+)
 from ropewalk.kernels.linear_cross_entropy.reduction import Reduction
 
-__all__ = ["Backend", "Reduction", "linear_cross_entropy"]
+__all__ = [
+    "Backend",
+    "Reduction",
+    "linear_cross_entropy",
+    "vocabulary_parallel_linear_cross_entropy",
+]

@@ -1,18 +1,11 @@
 """`linear_cross_entropy`: the loss of a language model's head without its logits."""
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ropewalk.kernels.autocast import cast_inputs
-from ropewalk.kernels.linear_cross_entropy import validation
-from ropewalk.kernels.linear_cross_entropy.backend import Backend, check_backend
-from ropewalk.kernels.linear_cross_entropy.op import vocabulary_statistics
-from ropewalk.kernels.linear_cross_entropy.problem import Problem, statistics_dtype
-from ropewalk.kernels.linear_cross_entropy.reduction import Objective, Reduction, reduce
-from ropewalk.kernels.linear_cross_entropy.targets import encode_targets
-
-Loss = Float[Tensor, ""] | Float[Tensor, "*batch"]
+from ropewalk.kernels.linear_cross_entropy.assemble import Loss, assemble
+from ropewalk.kernels.linear_cross_entropy.backend import Backend
+from ropewalk.kernels.linear_cross_entropy.reduction import Reduction
 
 
 def linear_cross_entropy(
@@ -87,56 +80,9 @@ def linear_cross_entropy(
         >>> tokens = torch.randint(1000, (2, 16))
         >>> linear_cross_entropy(hidden, weight, tokens, shift=True).backward()
     """
-    check_backend(backend)
-    validation.check_tensors(hidden, weight, targets, bias)
-    validation.check_options(
-        ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
-        softcap=softcap, logit_scale=logit_scale, reduction=reduction,
+    return assemble(
+        hidden, weight, targets, None, bias=bias, ignore_index=ignore_index,
+        label_smoothing=label_smoothing, z_loss=z_loss, softcap=softcap, logit_scale=logit_scale,
+        weight_per_class=weight_per_class, reduction=reduction, return_logsumexp=return_logsumexp,
+        shift=shift, exact=exact, backend=backend,
     )  # fmt: skip
-    validation.check_weight_per_class(weight_per_class, weight.shape[0], hidden)
-    if shift:
-        validation.check_shift(hidden)
-    hidden, weight = cast_inputs(hidden, weight)
-    if bias is not None:
-        (bias,) = cast_inputs(bias)
-    validation.check_dtypes(hidden, weight, bias)
-
-    if shift:
-        targets = next_targets(targets, ignore_index)
-    objective = Objective(
-        weight.shape[0], float(label_smoothing), float(z_loss), weight_per_class, reduction
-    )
-    flat = targets.reshape(-1)
-    codes = encode_targets(flat, ignore_index, weight.shape[0], 0, weight.shape[0])
-    statistics_like = hidden.new_empty(0, dtype=statistics_dtype(hidden.dtype))
-    statistics = vocabulary_statistics(
-        Problem(
-            hidden.reshape(-1, hidden.shape[-1]),
-            weight,
-            codes,
-            bias,
-            objective.sum_weights(statistics_like),
-            float(logit_scale),
-            None if softcap is None else float(softcap),
-            exact or label_smoothing > 0.0,
-        ),
-        backend,
-    )
-    loss = reduce(objective, statistics, flat, codes)
-    if reduction == "none":
-        loss = as_targets(loss, targets, shift)
-    if return_logsumexp:
-        return loss, as_targets(statistics.logsumexp, targets, shift)
-    return loss
-
-
-def next_targets(targets: Tensor, ignore_index: int) -> Tensor:
-    """Each token's successor, and none for the last one."""
-    last = torch.full_like(targets[..., :1], ignore_index)
-    return torch.cat((targets[..., 1:], last), -1)
-
-
-def as_targets(x: Tensor, targets: Tensor, shift: bool) -> Tensor:
-    """(tokens,) in the shape of the targets, without the last one if they were shifted."""
-    x = x.reshape(targets.shape)
-    return x[..., :-1] if shift else x

@@ -32,7 +32,9 @@ def encode_targets(
     ignored = wide == ignore_index
     inside = (wide >= 0) & (wide < vocabulary) | ignored
     if targets.device.type == "cuda":
-        torch._assert_async(inside.all())
+        torch.ops.aten._assert_async.msg(
+            inside.all(), f"targets: expected 0 to {vocabulary - 1} or {ignore_index}"
+        )
     elif not inside.all():
         first = wide[~inside][0].item()
         raise ValueError(

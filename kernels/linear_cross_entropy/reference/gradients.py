@@ -59,7 +59,9 @@ def gradients(
 
 
 def _scaled(upstream: Upstream, scale: float) -> Upstream:
-    return Upstream(*(None if grad is None else grad * scale for grad in upstream))
+    logsumexp, target_logit, logit_sum = upstream
+    summed = None if logit_sum is None else logit_sum * scale
+    return Upstream(logsumexp * scale, target_logit * scale, summed)
 
 
 def _to_gradient(
