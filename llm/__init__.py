@@ -1,5 +1,6 @@
-"""Plugging rotary variants into other people's models, and exporting them."""
+"""Plugging rotary variants into other people's models, exporting them, and tying their heads."""
 
+from ropewalk.blocks.heads import tie, untie
 from ropewalk.llm.export import ExportReport, export
 from ropewalk.llm.model_config import trained_length
 from ropewalk.llm.plug import PlugHandle, plug, plug_of, unplug
@@ -12,6 +13,8 @@ __all__ = [
     "is_plugged",
     "plug",
     "plug_of",
+    "tie",
     "trained_length",
     "unplug",
+    "untie",
 ]

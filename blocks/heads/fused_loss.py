@@ -1,0 +1,185 @@
+"""The loss of a transformers model in training, without its logits.
+
+    model(input_ids, labels=labels)
+      ├─ before   labels, and in training? then the head is told
+      ├─ head     returns its hidden states instead of logits
+      ├─ loss     is given them by the model as if they were logits: linear cross-entropy
+      └─ after    the output's logits, which nobody computed, are None
+
+In evaluation, without labels, or where somebody calls the model's parts by themselves, nothing of
+this happens and the model is as it was.
+"""
+
+import inspect
+from typing import Any
+
+from torch import Tensor, nn
+
+from ropewalk.blocks.heads.model_parts import same
+from ropewalk.blocks.heads.model_probe import evaluated, probe_tokens, run
+from ropewalk.blocks.heads.tied_embedding import TiedEmbedding
+
+
+class FusedLoss:
+    """The state of one model's loss, and the functions that are hooked into the model.
+
+    Args:
+        embedding: computes the loss.
+        stock: the loss function that the model had.
+        labels_position: where a call of the model has labels that are not passed by name.
+
+    Attributes:
+        forced: also outside of training, for `try_out`.
+    """
+
+    def __init__(self, embedding: TiedEmbedding, stock: Any, labels_position: int) -> None:
+        self.embedding = embedding
+        self.stock = stock
+        self.labels_position = labels_position
+        self.forced = False
+        self._wanted = self._computed = False
+        self._hidden: Tensor | None = None
+        self._handles: list[Any] = []
+
+    @classmethod
+    def install(cls, model: Any, embedding: TiedEmbedding) -> "FusedLoss":
+        """Hooks a new one into the model."""
+        fused = cls(embedding, model.loss_function, _arguments(model).index("labels"))
+        fused._handles = [
+            model.register_forward_pre_hook(fused.before, with_kwargs=True),
+            model.register_forward_hook(fused.after, with_kwargs=True, always_call=True),
+        ]
+        model.loss_function = fused.loss  # a property of transformers' models, with a setter
+        return fused
+
+    def remove(self, model: Any) -> None:
+        """Takes it out of the model again."""
+        for handle in self._handles:
+            handle.remove()
+        model.loss_function = self.stock
+
+    def before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A forward pre-hook of the model."""
+        labels = kwargs.get("labels")
+        if len(args) > self.labels_position:
+            labels = args[self.labels_position]
+        self._wanted = labels is not None and (model.training or self.forced)
+        self._computed, self._hidden = False, None
+
+    def take(self, hidden: Tensor) -> bool:
+        """Asked by the head: whether it is to return `hidden` instead of logits."""
+        if not self._wanted:
+            return False
+        if self._hidden is not None:
+            raise RuntimeError(
+                "fused_loss: expected one call of the head in a call of the model, got a second "
+                "one; untie the model, tie it without fused_loss and call embedding.loss(hidden, "
+                "labels, shift=True)"
+            )
+        self._hidden = hidden
+        return True
+
+    def loss(self, logits: Tensor, labels: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """In the place of the model's loss function."""
+        hidden = self._hidden
+        if hidden is None:
+            return self.stock(logits, labels, *args, **kwargs)
+        if logits.shape != hidden.shape:
+            raise RuntimeError(
+                f"fused_loss: expected the loss function to get what the head returned, "
+                f"{tuple(hidden.shape)}, got {tuple(logits.shape)}; the model changes its logits "
+                "in between. Tie it without fused_loss and call embedding.loss by hand"
+            )
+        self._computed = True
+        return self._fused(hidden, labels, *args, **kwargs)
+
+    def _fused(
+        self,
+        hidden: Tensor,
+        labels: Tensor,
+        vocab_size: int | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        ignore_index: int = -100,
+        shift_labels: Tensor | None = None,
+        **_unknown: Any,  # a model's other options pass through here; the stock loss ignores them
+    ) -> Tensor:
+        """As the stock ForCausalLMLoss, with its arguments."""
+        if vocab_size is not None and vocab_size != self.embedding.num_embeddings:
+            raise ValueError(
+                f"fused_loss: expected a vocabulary of {self.embedding.num_embeddings}, the rows "
+                f"of the embedding, got vocab_size {vocab_size}; make config.vocab_size agree"
+            )
+        targets = labels if shift_labels is None else shift_labels
+        loss = self.embedding.loss(
+            hidden,
+            targets.to(hidden.device).view(hidden.shape[:-1]),
+            ignore_index=ignore_index,
+            reduction="mean" if num_items_in_batch is None else "sum",
+            shift=shift_labels is None,
+        )
+        assert isinstance(loss, Tensor)  # without return_logsumexp there is one result
+        if num_items_in_batch is None:
+            return loss
+        if isinstance(num_items_in_batch, Tensor):
+            num_items_in_batch = num_items_in_batch.to(loss.device)
+        return loss / num_items_in_batch
+
+    def after(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        """A forward hook of the model."""
+        wanted, computed = self._wanted and self._hidden is not None, self._computed
+        self._wanted, self._hidden = False, None
+        if not wanted:
+            return output
+        if not computed:
+            raise RuntimeError(
+                f"fused_loss: expected {type(model).__name__} to compute its loss by "
+                "self.loss_function, which it did not; untie it and tie it without fused_loss"
+            )
+        if isinstance(output, dict):
+            return type(output)(**{key: output[key] for key in output if key != "logits"})
+        return (output[0], None, *output[2:])  # loss, logits, and the rest
+
+
+def fuse(model: Any, embedding: TiedEmbedding) -> None:
+    """Installs a fused loss and compares it with the stock one on a few tokens.
+
+    Raises:
+        ValueError: the model computes its loss otherwise; nothing has been changed then.
+    """
+    name, head = type(model).__name__, model.get_output_embeddings()
+    if "labels" not in _arguments(model) or not hasattr(model, "loss_function"):
+        raise ValueError(
+            f"{name}: expected a model that takes labels and computes its loss by "
+            "self.loss_function, as language models of transformers v5 do; tie it without "
+            "fused_loss and call embedding.loss(hidden, labels, shift=True)"
+        )
+    labels = probe_tokens(model).clone()
+    labels[:, 1] = -100
+    with evaluated(model):
+        expected = run(model, labels).loss
+    fused = FusedLoss.install(model, embedding)
+    head.fused = fused
+    try:
+        fused.forced = True
+        with evaluated(model):
+            loss = model(input_ids=probe_tokens(model), labels=labels).loss
+        if not same(loss.float(), expected.float(), like=embedding.weight):
+            raise ValueError(
+                f"{name}: expected the loss {float(expected):.6g} of its own loss function, got "
+                f"{float(loss):.6g}, so it computes something else than the cross-entropy of the "
+                "next token; tie it without fused_loss"
+            )
+    except BaseException as error:
+        head.fused = None
+        fused.remove(model)
+        if isinstance(error, RuntimeError):  # of the model's way through the functions above
+            raise ValueError(f"{name}: {error}") from error
+        raise
+    finally:
+        fused.forced = False
+
+
+def _arguments(model: Any) -> list[str]:
+    return list(inspect.signature(model.forward).parameters)

@@ -1,0 +1,136 @@
+"""What `tie` and `untie` change in a model: two modules, and what its configuration says of ties.
+
+Changes are noted, so that a model which turns out not to bear them is as it was.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from ropewalk.blocks.heads.model_parts import Parts
+from ropewalk.blocks.heads.output_forms import OutputForm, unpermute
+from ropewalk.blocks.heads.tied_head import ModelEmbedding, TiedHead
+
+
+class Changes:
+    """Attributes that were set, and what they were."""
+
+    def __init__(self) -> None:
+        self._before: list[tuple[Any, str, Any]] = []
+
+    def set(self, target: Any, name: str, value: Any) -> None:
+        self._before.append((target, name, getattr(target, name)))
+        setattr(target, name, value)
+
+    def undo(self) -> None:
+        while self._before:
+            setattr(*self._before.pop())
+
+
+@torch.no_grad()
+def make_embedding(parts: Parts, output: OutputForm, source: str | None) -> ModelEmbedding:
+    """Holds the model's parameters; only what is made of others is new."""
+    table, matrix = parts.embedding.weight, parts.head.weight
+    rows, width = table.shape
+    embedding = ModelEmbedding(
+        rows,
+        width,
+        output=output,
+        padding_idx=parts.embedding.padding_idx,
+        device="meta",
+        dtype=table.dtype,
+    )
+    if embedding.projection is not None:
+        embedding.projection = nn.Parameter(
+            torch.empty(width, width, device=table.device).to(table)
+        )
+        embedding._reset_projection()
+    if source == "head" and output != "identity":
+        # The table whose output matrix is the head's; P⁻¹ is Pᵀ.
+        values = (
+            matrix @ embedding.projection
+            if embedding.projection is not None
+            else unpermute(matrix, output)
+        )
+        table = nn.Parameter(values.contiguous(), requires_grad=matrix.requires_grad)
+    elif source == "head":
+        table = matrix
+    embedding.weight = table
+    embedding.bias = parts.head.bias
+    embedding.train(parts.embedding.training)
+    spare = copy.copy(parts.embedding)
+    spare.__dict__["_parameters"] = {**parts.embedding._parameters, "weight": None}
+    embedding.replaced = (spare,)
+    return embedding
+
+
+def put(model: nn.Module, parts: Parts, embedding: ModelEmbedding, changes: Changes) -> None:
+    as_stock = embedding.output == "identity" and _class_ties(model, parts)
+    head = TiedHead(embedding, as_stock=as_stock, checks_weight=parts.embedding_first)
+    head.train(parts.head.training)
+    for parent, name in parts.embedding_places:
+        changes.set(parent, name, embedding)
+    for parent, name in parts.head_places:
+        changes.set(parent, name, head)
+    set_config(model, as_stock, changes)
+    try:
+        refresh_tied_keys(model, changes)
+    except ValueError as error:
+        raise ValueError(
+            f"{type(model).__name__}: expected a model that names the weights it ties, got one "
+            f"that describes them by patterns which no longer match; {error}"
+        ) from error
+
+
+def _class_ties(model: Any, parts: Parts) -> bool:
+    """Whether the model's own class ties these two if its configuration says so."""
+    if not hasattr(model, "get_expanded_tied_weights_keys"):
+        return False
+    changes = Changes()
+    try:
+        set_config(model, True, changes)
+        keys = model.get_expanded_tied_weights_keys(all_submodels=True)
+    finally:
+        changes.undo()
+    both = {f"{parts.embedding_path}.weight", f"{parts.head_path}.weight"}
+    return any({target, origin} == both for target, origin in keys.items())
+
+
+def set_config(model: Any, tied: bool, changes: Changes) -> None:
+    config = getattr(model, "config", None)
+    if config is None or getattr(config, "tie_word_embeddings", None) == tied:
+        return
+    # Two models may have been built from one configuration object.
+    changed = copy.copy(config)
+    changed.tie_word_embeddings = tied
+    for module in model.modules():
+        if vars(module).get("config") is config:
+            changes.set(module, "config", changed)
+
+
+def refresh_tied_keys(model: Any, changes: Changes) -> None:
+    """What transformers remembers of ties, from when the model was made."""
+    if hasattr(model, "all_tied_weights_keys"):
+        keys = model.get_expanded_tied_weights_keys(all_submodels=True)
+        changes.set(model, "all_tied_weights_keys", keys)
+
+
+def own_head(embedding: ModelEmbedding, head: TiedHead) -> nn.Linear:
+    rows, width = embedding.weight.shape
+    own = nn.Linear(width, rows, bias=embedding.bias is not None, device="meta")
+    own.weight = nn.Parameter(
+        embedding.output_matrix().clone(), requires_grad=embedding.weight.requires_grad
+    )
+    own.register_parameter("bias", embedding.bias)
+    return own.train(head.training)
+
+
+def own_embedding(embedding: ModelEmbedding) -> nn.Embedding:
+    """What was there before `tie`, with the table."""
+    (own,) = embedding.replaced
+    own = own.to(embedding.weight.device)
+    own.weight = embedding.weight
+    own.num_embeddings, own.padding_idx = embedding.num_embeddings, embedding.padding_idx
+    return own.train(embedding.training)

@@ -1,0 +1,203 @@
+"""What `tie` puts into a model: a `TiedEmbedding`, and a head without weights of its own.
+
+transformers ties by letting two modules hold one tensor, which `to_empty`, `assign=True` and
+sharding take apart. Here the head only looks at the embedding. To everybody else it looks as
+before: the head has a `weight` and a `bias`, and the state dict has the model's usual keys.
+
+    model.embed_tokens.weight    the table
+    lm_head.weight               the output matrix; on loading it is compared, not copied
+    lm_head.bias, .projection    where there are any
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ropewalk.blocks.heads.fused_loss import FusedLoss
+from ropewalk.blocks.heads.tied_embedding import TiedEmbedding
+
+_OF_THE_HEAD = ("bias", "projection")
+
+
+class ModelEmbedding(TiedEmbedding, nn.Embedding):  # type: ignore[override]
+    """A `TiedEmbedding` in the place of a model's input embedding.
+
+    It is an `nn.Embedding` as well, because resizing and adapters ask for one. The scale and the
+    soft cap are those that the model itself applies after its head, so `logits` and `loss` are the
+    model's own, while the head in the model computes `raw_logits`.
+    """
+
+    # What else an nn.Embedding has; models that use these are not tied.
+    max_norm = None
+    norm_type = 2.0
+    scale_grad_by_freq = False
+    sparse = False
+
+    # The module that was here before, without its weight: `untie` puts it back. In a tuple, so that
+    # it is not a child of this one.
+    replaced: tuple[nn.Embedding, ...] = ()
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        destination[prefix + "weight"] = self.weight if keep_vars else self.weight.detach()
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any, **options: Any
+    ) -> None:
+        own = {prefix + name: getattr(self, name) for name in _OF_THE_HEAD}
+        own = {key: tensor for key, tensor in own.items() if tensor is not None}
+        # The head loads these; here they stay as they are.
+        super()._load_from_state_dict({**state_dict, **own}, prefix, *arguments, **options)
+
+
+class TiedHead(nn.Module):
+    """The output head of a tied model; every tensor it has is the embedding's.
+
+    Attributes:
+        weight: the output matrix, `embedding.output_matrix()`.
+        bias: the embedding's.
+        fused: the loss without logits, if the model was tied with one.
+
+    Args:
+        embedding: computes.
+        as_stock: whether the model's own class ties the two on loading, so that one of them need
+            not be written.
+        checks_weight: whether the embedding is loaded before the head.
+    """
+
+    fused: FusedLoss | None = None
+
+    def __init__(self, embedding: ModelEmbedding, *, as_stock: bool, checks_weight: bool) -> None:
+        super().__init__()
+        # In a tuple, so that the embedding is not a child of the head, too.
+        self._embedding = (embedding,)
+        self.as_stock = as_stock
+        self.checks_weight = checks_weight
+
+    @property
+    def embedding(self) -> ModelEmbedding:
+        return self._embedding[0]
+
+    @property
+    def weight(self) -> Tensor:
+        return self.embedding.output_matrix()
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        return self.embedding.bias
+
+    @property
+    def in_features(self) -> int:
+        return self.embedding.embedding_dim
+
+    @property
+    def out_features(self) -> int:
+        return self.embedding.num_embeddings
+
+    @out_features.setter
+    def out_features(self, size: int) -> None:
+        # How transformers tells a head that the vocabulary has been resized.
+        bias = self.embedding.bias
+        if bias is not None:
+            bias.data = nn.functional.pad(bias.data, (0, size - len(bias)))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            self._set_weight(value)
+        elif name == "bias":
+            self.embedding.bias = value
+        else:
+            super().__setattr__(name, value)
+
+    def _set_weight(self, value: Any) -> None:
+        """What `tie_weights` does to a head: it gets the table, which it has."""
+        embedding = self.embedding
+        if value is embedding.weight:
+            return
+        if (
+            embedding.output != "identity"
+            or not isinstance(value, nn.Parameter)
+            or value.shape != embedding.weight.shape
+        ):
+            raise ValueError(
+                f"the weight of this head is made of the input embedding (output "
+                f"{embedding.output!r}) and cannot be set; change embedding.weight, or give the "
+                "head its own with ropewalk.blocks.heads.untie(model)"
+            )
+        embedding.weight = value
+
+    def forward(self, hidden: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch columns"]:
+        """The logits; the hidden states themselves where a fused loss is about to be computed."""
+        if self.fused is not None and self.fused.take(hidden):
+            return hidden
+        return self.embedding.raw_logits(hidden)
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        with torch.set_grad_enabled(keep_vars):
+            matrix = self.weight
+        if not keep_vars:
+            matrix = matrix.detach()
+        # A class that does not tie the two needs two tensors in the file.
+        alias = self.embedding.output == "identity" and not self.as_stock
+        destination[prefix + "weight"] = matrix.clone() if alias else matrix
+        for name in _OF_THE_HEAD:
+            tensor = getattr(self.embedding, name)
+            if tensor is not None:
+                destination[prefix + name] = tensor if keep_vars else tensor.detach()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        matrix = state_dict.get(prefix + "weight")
+        rest = {key: value for key, value in state_dict.items() if key != prefix + "weight"}
+        # A module with the head's parameters alone loads them as any module does.
+        carrier = nn.Module()
+        for name in _OF_THE_HEAD:
+            carrier.register_parameter(name, getattr(self.embedding, name))
+        carrier._load_from_state_dict(
+            rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        for name in _OF_THE_HEAD:
+            setattr(self.embedding, name, getattr(carrier, name))
+        if matrix is not None and self.checks_weight:
+            difference = self._difference(matrix)
+            if difference is not None:
+                error_msgs.append(f"{prefix}weight: {difference}")
+
+    @torch.no_grad()
+    def _difference(self, matrix: Tensor) -> str | None:
+        """Why a loaded output matrix is not this head's; None if it is."""
+        own = self.weight
+        if matrix.shape != own.shape:
+            return f"expected {tuple(own.shape)}, got {tuple(matrix.shape)}"
+        if own.is_meta or matrix.is_meta:
+            return None
+        exact = torch.promote_types(torch.float32, own.dtype)
+        own, matrix = own.to(exact), matrix.to(own.device, exact)
+        # A product that is computed elsewhere, or was rounded to half, differs in its last digits.
+        if (own - matrix).abs().max() <= 2e-2 * own.abs().max():
+            return None
+        return (
+            "expected the output matrix that the loaded embedding makes (output "
+            f"{self.embedding.output!r}), got another one, which this head would forget; load "
+            "the checkpoint into the untied model, then tie it with source='embedding' or 'head'"
+        )
+
+    def extra_repr(self) -> str:
+        parts = [f"in_features={self.in_features}, out_features={self.out_features}"]
+        parts.append(f"output={self.embedding.output!r}")
+        if self.fused is not None:
+            parts.append("fused_loss=True")
+        return ", ".join(parts)
