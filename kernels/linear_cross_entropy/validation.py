@@ -92,11 +92,11 @@ def check_options(
             )
     if not 0.0 <= label_smoothing < 1.0:
         raise ValueError(f"label_smoothing: expected 0 ≤ ε < 1, got {label_smoothing}")
-    if not (z_loss >= 0.0 and math.isfinite(z_loss)):
+    if not 0.0 <= z_loss < math.inf:
         raise ValueError(f"z_loss: expected a factor of at least 0, such as 1e-4, got {z_loss}")
-    if not math.isfinite(logit_scale):
+    if not -math.inf < logit_scale < math.inf:
         raise ValueError(f"logit_scale: expected a finite number, got {logit_scale}")
-    if softcap is not None and not (softcap > 0.0 and math.isfinite(softcap)):
+    if softcap is not None and not 0.0 < softcap < math.inf:
         raise ValueError(
             f"softcap: expected a positive number such as 30.0, or None for no cap, got {softcap}"
         )

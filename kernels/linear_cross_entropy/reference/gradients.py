@@ -42,7 +42,7 @@ def gradients(
                 continue
             hidden, tile = tiles.hidden(tokens), weight[_less(columns, start)]
             grad = tiles.logits(hidden, tile, columns)
-            _to_gradient(grad, problem, tokens, columns, logsumexp, upstream)
+            _to_gradient(grad, tiles, tokens, columns, logsumexp, upstream)
             if needs.hidden:
                 _add_product(hidden_sum, tokens, grad, tile)
             if weight_sum is not None:
@@ -66,21 +66,21 @@ def _scaled(upstream: Upstream, scale: float) -> Upstream:
 
 def _to_gradient(
     logits: Tensor,
-    problem: Problem,
+    tiles: Tiles,
     tokens: Selection,
     columns: Selection,
     logsumexp: Tensor,
     upstream: Upstream,
 ) -> None:
     """Turns a tile of capped logits into the gradient of what they are before scale and cap."""
-    slope = None if problem.softcap is None else 1 - (logits / problem.softcap).square_()
+    problem, slopes = tiles.problem, tiles.slopes(logits)
     logits.sub_(logsumexp[tokens, None]).exp_().mul_(upstream.logsumexp[tokens, None])
     if upstream.logit_sum is not None and problem.sum_weights is not None:
         logits.addr_(upstream.logit_sum[tokens], problem.sum_weights[columns])
     rows, at = places(problem.targets[tokens], columns, logits.shape[1])
     logits[rows, at] += upstream.target_logit[tokens][rows]
-    if slope is not None:
-        logits.mul_(slope)
+    if slopes is not None:
+        logits.mul_(slopes)
 
 
 def _live_columns(live: Tensor | None, tokens: Selection, start: int, end: int) -> Selection | None:

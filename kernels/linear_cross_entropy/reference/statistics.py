@@ -1,6 +1,7 @@
 """Forward: what the loss needs to know of each token's logits."""
 
 import torch
+from torch import Tensor
 
 from ropewalk.kernels.linear_cross_entropy.chunks import spans
 from ropewalk.kernels.linear_cross_entropy.filter import FILTER_COLUMNS, map_shape, mark_live
@@ -42,13 +43,13 @@ def _add_chunk(tiles: Tiles, tokens: Selection, found: Statistics) -> None:
     for start, end in spans(problem.vocabulary, tiles.sizes.columns):
         columns = slice(start, end)
         logits = tiles.logits(hidden, tiles.weight(columns), columns)
-        parts.append(logits.logsumexp(1))
         rows, at = places(targets, columns, end - start)
         target_logit[rows] = logits[rows, at]
         if problem.sum_weights is not None:
             logit_sum += logits @ problem.sum_weights[columns]
         if found.live is not None:
             greatest += [part.amax(1, keepdim=True) for part in logits.split(FILTER_COLUMNS, 1)]
+        parts.append(_logsumexp_(logits))
     found.logsumexp[tokens] = logsumexp = torch.stack(parts).logsumexp(0)
     found.target_logit[tokens] = target_logit
     if found.logit_sum is not None:
@@ -57,3 +58,9 @@ def _add_chunk(tiles: Tiles, tokens: Selection, found: Statistics) -> None:
         indices = torch.arange(problem.tokens, device=targets.device)[tokens]
         dtype = problem.hidden.dtype
         mark_live(found.live, indices, torch.cat(greatest, 1), logsumexp, targets, dtype)
+
+
+def _logsumexp_(logits: Tensor) -> Tensor:
+    """Over the columns; spoils the logits, and so takes no second tile."""
+    greatest = logits.amax(1)
+    return logits.sub_(greatest[:, None]).exp_().sum(1).log_().add_(greatest)

@@ -24,13 +24,13 @@ LEAST = Chunks(tokens=128, columns=256)
 def tile_sizes(problem: Problem) -> Chunks:
     """The largest tile, of the sizes above or a power of two below, that fits the workspace."""
     dtype = statistics_dtype(problem.hidden.dtype)
-    half = dtype != problem.hidden.dtype
+    half, capped = dtype != problem.hidden.dtype, problem.softcap is not None
     tokens, columns = HALF_TILE if half else TILE
 
     def held(tokens: int, columns: int) -> int:
-        # The logits, what an elementwise step makes of them, and the softcap's derivative; the rows
-        # that were selected; float32 forms of the weights and of their gradient.
-        elements = 3 * tokens * columns + 2 * tokens * problem.dim
+        # The logits, one more tile for the softcap's derivative; the rows that were selected;
+        # float32 forms of the weights and of their gradient.
+        elements = (1 + capped) * tokens * columns + 2 * tokens * problem.dim
         elements += 2 * columns * problem.dim * (half or not problem.exact)
         return elements * dtype.itemsize
 
@@ -57,7 +57,8 @@ class Tiles:
         self.sizes = sizes = tile_sizes(problem)
         self.dtype = statistics_dtype(problem.hidden.dtype)
         count = min(sizes.tokens, problem.tokens) * min(sizes.columns, problem.vocabulary)
-        self._buffer = problem.hidden.new_empty(count, dtype=self.dtype)
+        self._logits = problem.hidden.new_empty(count, dtype=self.dtype)
+        self._slopes = None if problem.softcap is None else torch.empty_like(self._logits)
         self._bias = None if problem.bias is None else problem.bias.to(self.dtype)
 
     def hidden(self, tokens: Selection) -> Tensor:
@@ -69,7 +70,7 @@ class Tiles:
     def logits(self, hidden: Tensor, weight: Tensor, columns: Selection) -> Tensor:
         """(tokens, columns); overwritten by the next call."""
         shape = (hidden.shape[0], weight.shape[0])
-        out = self._buffer[: shape[0] * shape[1]].view(shape)
+        out = self._logits[: shape[0] * shape[1]].view(shape)
         scale = self.problem.logit_scale
         if self._bias is None:
             torch.mm(hidden, weight.T, out=out)
@@ -80,6 +81,13 @@ class Tiles:
             torch.addmm(bias, hidden, weight.T, beta=scale, alpha=scale, out=out)
         cap = self.problem.softcap
         return out if cap is None else out.div_(cap).tanh_().mul_(cap)
+
+    def slopes(self, logits: Tensor) -> Tensor | None:
+        """The derivative of capped logits by what was capped; overwritten by the next call."""
+        if self._slopes is None or self.problem.softcap is None:
+            return None
+        out = self._slopes[: logits.numel()].view_as(logits)
+        return torch.div(logits, self.problem.softcap, out=out).square_().neg_().add_(1)
 
 
 def places(targets: Tensor, columns: Selection, count: int) -> tuple[Tensor, Tensor]:

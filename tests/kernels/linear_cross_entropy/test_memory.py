@@ -1,0 +1,62 @@
+"""Logits are never held: peak memory of a process of its own, against that of logits in memory."""
+
+import subprocess
+import sys
+
+import pytest
+
+from ropewalk.kernels.linear_cross_entropy.chunks import WORKSPACE
+
+PEAK = """
+import resource, sys, torch, torch.nn.functional as F
+from ropewalk.kernels.linear_cross_entropy import linear_cross_entropy
+torch.set_num_threads(1)
+peer, dtype = sys.argv[1], getattr(torch, sys.argv[2])
+options = {"exact": sys.argv[3] == "exact"}
+if sys.argv[4] == "capped":
+    options |= {"softcap": 30.0}
+tokens, dim, vocabulary = map(int, sys.argv[5:])
+
+def run(tokens, dim, vocabulary):
+    hidden = torch.randn(tokens, dim).to(dtype).requires_grad_()
+    weight = torch.randn(vocabulary, dim).to(dtype).requires_grad_()
+    hidden.grad, weight.grad = torch.ones_like(hidden), torch.ones_like(weight)
+    targets = torch.randint(vocabulary, (tokens,))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if peer == "ours":
+        loss = linear_cross_entropy(hidden, weight, targets, **options)
+    else:
+        loss = F.cross_entropy(hidden @ weight.T, targets)
+    torch.autograd.grad(loss, (hidden, weight))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+
+run(8, 8, 300)
+print(run(tokens, dim, vocabulary))
+"""
+
+
+def peak(*arguments):
+    """Bytes beyond the inputs, gradients included."""
+    command = [sys.executable, "-c", PEAK, *map(str, arguments)]
+    run = subprocess.run(command, check=True, capture_output=True, text=True)
+    return int(run.stdout) * 1024
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exact", ["exact", "filtered"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_at_most_the_workspace_beside_the_gradients(dtype, exact):
+    """Half precision adds the float32 sum of the gradient of the hidden states."""
+    tokens, dim, vocabulary = 2048, 256, 50000
+    size = 4 if dtype == "float32" else 2
+    gradients = (tokens + vocabulary) * dim * size
+    wide = tokens * dim * 4 if dtype != "float32" else 0
+    found = peak("ours", dtype, exact, "capped", tokens, dim, vocabulary)
+    assert found - gradients - wide <= WORKSPACE
+
+
+@pytest.mark.slow
+def test_a_fifth_of_what_logits_take():
+    size = (4096, 128, 16384)
+    logits = peak("logits", "float32", "exact", "plain", *size)
+    assert peak("ours", "float32", "exact", "plain", *size) < logits / 5
