@@ -10,6 +10,7 @@
     result_file.py   the JSON, always whole, from which an interrupted run goes on
     environment.py   on what it ran
     attention.py     inputs and oracle of rotary attention; peers/: who computes it
+    linear_cross_entropy.py, token_distributions.py    inputs and oracle of the vocabulary loss
     definitions.py   distance rules from their papers, for the oracle
     evaluation.py    the bundled model's perplexity, by backend and by an earlier commit
     earlier/         an earlier commit's code in a process of its own, as a peer

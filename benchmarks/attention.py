@@ -145,7 +145,7 @@ class AttentionWorkload:
         # One bound for output and gradients: the output's error is scaled to the gradients'.
         ratio = self._tolerances[1] / self._tolerances[0]
         errors = [error * ratio, *map(distance, grads, expected_grads)]
-        return Check(_worst(errors), self._tolerances[1])
+        return Check(worst(errors), self._tolerances[1])
 
     @property
     def _tolerances(self) -> tuple[float, float]:
@@ -207,7 +207,7 @@ def distance(result: Tensor, expected: Tensor) -> float:
     return float((result.double() - expected).norm() / expected.norm())
 
 
-def _worst(errors: list[float]) -> float:
+def worst(errors: list[float]) -> float:
     """The greatest; NaN if one is."""
     return max(errors) if all(error == error for error in errors) else float("nan")
 

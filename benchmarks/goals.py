@@ -72,9 +72,19 @@ def fastest_ms(results: Results, case: str, peers: Iterable[str]) -> float:
     return min(times)
 
 
+def additional_mib(results: Results, case: str, peer: str) -> float:
+    """The peak memory of a peer in a case of kind memory."""
+    return float(_figure(results, case, peer, "additional_mib"))
+
+
 def additional_gb(results: Results, case: str, peer: str) -> float:
-    """The peak memory of a peer in a case of kind memory, in 10⁹ bytes."""
-    return float(_figure(results, case, peer, "additional_mib")) * 2**20 / 1e9
+    """The same in 10⁹ bytes."""
+    return additional_mib(results, case, peer) * 2**20 / 1e9
+
+
+def peak_mib(results: Results, case: str, peer: str) -> float:
+    """The peak memory of a peer that was timed on a GPU."""
+    return float(_figure(results, case, peer, "peak_mib"))
 
 
 def _figure(results: Results, case: str, peer: str, figure: str) -> Any:

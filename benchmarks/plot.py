@@ -2,7 +2,8 @@
 
 One picture for each figure that the suite names: times over the size with the least and the
 greatest run shaded and the roofline's floor below, and beside it the rate that was reached under
-the ceiling that was measured. `goals.png` shows how far each goal is from its target.
+the ceiling that was measured. `memory.png` shows each peer's peak where memory was measured, on a
+GPU at the largest size of each figure; `goals.png` how far each goal is from its target.
 """
 
 import argparse
@@ -47,22 +48,23 @@ def draw(content: dict[str, Any], folder: Path) -> list[Path]:
     for result in content["results"]:
         if result.get("figure") and result["kind"] == "time":
             groups.setdefault(result["figure"], []).append(result)
-    colors = _colors(groups)
+    colors = _colors(content["results"])
     for title, results in groups.items():
         figure = _picture(title, results, content, colors)
         name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
         drawn.append(_save(figure, folder / f"{name}.png"))
+    if peaks := _peaks(groups, content["results"]):
+        drawn.append(_save(_memory(peaks, content, colors), folder / "memory.png"))
     if any(goal["value"] is not None for goal in content["goals"]):
         drawn.append(_save(_goals(content), folder / "goals.png"))
     return drawn
 
 
-def _colors(groups: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
+def _colors(results: list[dict[str, Any]]) -> dict[str, str]:
     """A peer has one colour in all pictures."""
     names: dict[str, None] = {}
-    for results in groups.values():
-        for result in results:
-            names |= dict.fromkeys(result["peers"])
+    for result in results:
+        names |= dict.fromkeys(result["peers"])
     return {name: COLORS[number % len(COLORS)] for number, name in enumerate(names)}
 
 
@@ -122,6 +124,41 @@ def _lines(
     least, most = ([peer[key] for peer in found] for key in ("min_ms", "max_ms"))
     times.fill_between(sizes, least, most, color=color, alpha=0.15, linewidth=0)
     rates.plot(sizes, [peer[rate] for peer in found], **style)
+
+
+def _peaks(
+    groups: dict[str, list[dict[str, Any]]], results: list[dict[str, Any]]
+) -> dict[str, dict[str, float]]:
+    """MiB of each peer, by case: of those that measure nothing else, and the largest timed ones."""
+    largest = [max(group, key=lambda r: r["parameters"][r["x"]]) for group in groups.values()]
+    found = {}
+    for result in [*largest, *(result for result in results if result["kind"] == "memory")]:
+        figure = "additional_mib" if result["kind"] == "memory" else "peak_mib"
+        peers = {name: p[figure] for name, p in result["peers"].items() if figure in p}
+        if peers:
+            found[result["name"]] = peers
+    return found
+
+
+def _memory(
+    peaks: dict[str, dict[str, float]], content: dict[str, Any], colors: dict[str, str]
+) -> Figure:
+    """A bar for each peer, a panel for each case."""
+    rows = [len(peers) for peers in peaks.values()]
+    figure = Figure(figsize=(10, 0.9 * len(rows) + 0.26 * sum(rows) + 0.4), layout="constrained")
+    panels = figure.subplots(len(rows), 1, squeeze=False, height_ratios=rows)[:, 0]
+    for axes, (name, peers) in zip(panels, peaks.items(), strict=True):
+        places = range(len(peers))
+        axes.barh(places, peers.values(), color=[colors[peer] for peer in peers], height=0.6)
+        for place, mib in zip(places, peers.values(), strict=True):
+            axes.text(mib, place, f" {mib:,.0f} MiB", va="center", fontsize="small")
+        axes.set_yticks(places, peers, fontsize="small")
+        axes.invert_yaxis()
+        axes.margins(x=0.12)
+        axes.set_title(name, fontsize="medium", loc="left")
+    panels[-1].set_xlabel("MiB at the peak of one call, above what was held")
+    figure.suptitle(f"memory of {content['suite']} · {content['device_name']}")
+    return figure
 
 
 def _goals(content: dict[str, Any]) -> Figure:

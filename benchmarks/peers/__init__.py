@@ -1,5 +1,7 @@
 """Who computes rotary attention: the library's backends and everybody else.
 
+Rotations have their peers in `rotation`, vocabulary losses in `linear_cross_entropy`.
+
 A peer's name is a method, and `:plain` after it where the method computes plain RoPE inside a case
 of another rule, as the price that the rule is compared with, and `:captured` where its call is
 recorded in a CUDA graph and replayed (graph.py).

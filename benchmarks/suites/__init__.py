@@ -13,6 +13,7 @@ from benchmarks.case import Suite
 SUITES = {
     "rotary_attention": "benchmarks.suites.rotary_attention",
     "rotary": "benchmarks.suites.rotary",
+    "linear_cross_entropy": "benchmarks.suites.linear_cross_entropy",
     "evaluation": "benchmarks.suites.evaluation",
 }
 
