@@ -72,7 +72,9 @@ def head_statistics(
     top1_mass = torch.zeros_like(entropy)
     rows = hidden.reshape(-1, hidden.shape[-1])
     for tokens in rows.split(_TILE_TOKENS):
-        maximum = torch.full((len(tokens),), -torch.inf, dtype=dtype, device=hidden.device)
+        # Not −∞, of which the first step would make 0 · ∞.
+        least = torch.finfo(dtype).min
+        maximum = torch.full((len(tokens),), least, dtype=dtype, device=hidden.device)
         total, weighted = torch.zeros_like(maximum), torch.zeros_like(maximum)
         for start in range(0, len(table), _TILE_COLUMNS):
             columns = slice(start, start + _TILE_COLUMNS)
@@ -86,11 +88,13 @@ def head_statistics(
                 logits = softcap * torch.tanh(logits / softcap)
             larger = torch.maximum(maximum, logits.amax(-1))
             shrink = (maximum - larger).exp()
-            mass = (logits - larger[:, None]).exp()
+            above = logits - larger[:, None]
+            mass = above.exp()
+            # Of logits less their maximum, because a mean of large logits has lost its digits.
+            weighted = shrink * (weighted + total * (maximum - larger)) + (mass * above).sum(-1)
             total = total * shrink + mass.sum(-1)
-            weighted = weighted * shrink + (mass * logits).sum(-1)
             maximum = larger
-        entropy += (maximum + total.log() - weighted / total).double().sum()
+        entropy += (total.log() - weighted / total).double().sum()
         top1_mass += total.reciprocal().double().sum()
     return HeadStatistics(
         float(entropy / len(rows)), float(top1_mass / len(rows)), _anisotropy(table, dtype)
