@@ -167,9 +167,9 @@ def _goals(content: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(10, 1.2 + 0.3 * len(goals)), layout="constrained")
     axes = figure.subplots()
     for row, goal in enumerate(reversed(goals)):
-        # Above 1 is better, whichever way the goal is written.
+        # Above 1 is better, whichever way the goal is written; nothing is better than 100.
         share = goal["value"] / goal["target"]
-        share = share if goal["comparison"] == "at least" else 1 / share
+        share = share if goal["comparison"] == "at least" else 1 / max(share, 0.01)
         axes.barh(row, share, color=STATUS[goal["status"]], height=0.6)
         axes.text(share, row, f" {goal['value']:g}{goal['unit']}", va="center", fontsize="small")
     axes.axvline(1, color="black", linewidth=1)

@@ -53,45 +53,50 @@ BACKWARD_ONLY = ("triton-skipping", "cce-exact", "cce-kahan", "liger-float32")
 
 
 def make(device: str, quick: bool) -> Suite:
-    """The suite for a device."""
-    cases, goals = (_cuda if device == "cuda" else _cpu)(quick)
-    return Suite("linear_cross_entropy", tuple(cases), goals)
+    """The suite for a device; its goals are judged by cases of the full size only."""
+    cases = (_cuda_cases if device == "cuda" else _cpu_cases)(quick)
+    return Suite("linear_cross_entropy", tuple(cases), _goals(device))
 
 
-def _cpu(quick: bool) -> tuple[list[Case], Goals]:
+def _goals(device: str) -> Goals:
+    if device == "cpu":
+        main = LossShape(*CPU_MAIN, torch.float32, device)
+        return partial(cpu_goals, _name(main, "time"), _name(main, "memory"), main.gradient_mib)
+    gemma = LossShape(*HEADS[0], torch.bfloat16, device)
+    timed = {kind: _name(replace(gemma, distribution=kind), "time") for kind in DISTRIBUTIONS}
+    return partial(cuda_goals, timed, gemma.gradient_mib)
+
+
+def _cpu_cases(quick: bool) -> list[Case]:
     tokens, dim, vocabulary = (96, 32, 500) if quick else CPU_MAIN
     main = LossShape(tokens, dim, vocabulary, torch.float32, "cpu")
     swept = replace(main, tokens=32 if quick else CPU_SWEPT_TOKENS)
-    training, memory = _case(main, "by tokens"), _case(main, kind="memory")
-    cases = [training, _case(replace(main, backward=False))]
+    cases = [_case(main, "by tokens"), _case(replace(main, backward=False))]
     for fewer in (16, 32) if quick else CPU_TOKENS:
         cases.append(_case(replace(main, tokens=fewer), "by tokens"))
     for size in (200, 900) if quick else CPU_VOCABULARIES:
         cases.append(_case(replace(swept, vocabulary=size), "by vocabulary", x="vocabulary"))
     cases.append(_case(replace(main, distribution="trained")))
     cases.append(_case(replace(main, ignored=HALF)))
-    cases += [memory, _case(replace(main, backward=False), kind="memory")]
-    return cases, partial(cpu_goals, training.name, memory.name, main.gradient_mib)
+    cases += [_case(replace(main, backward=kept), kind="memory") for kept in (True, False)]
+    return cases
 
 
-def _cuda(quick: bool) -> tuple[list[Case], Goals]:
+def _cuda_cases(quick: bool) -> list[Case]:
     gemma, llama, gpt2 = (
         LossShape(*sizes, torch.bfloat16, "cuda") for sizes in (QUICK_HEADS if quick else HEADS)
     )
-    figure, timed = "by tokens, Gemma-2 2B", {}
-    cases = []
+    figure, cases = "by tokens, Gemma-2 2B", []
     for head in (gemma, llama, gpt2):
         for distribution in DISTRIBUTIONS:
             shape = replace(head, distribution=distribution)
             swept = head is gemma and distribution == "initial"
             cases.append(_case(shape, figure if swept else ""))
-            if head is gemma:
-                timed[distribution] = cases[-1].name
         cases.append(_case(replace(head, backward=False)))
     cases.append(_case(replace(gemma, distribution="trained", ignored=HALF)))
     for tokens in (32, 64) if quick else CUDA_TOKENS:
         cases.append(_case(replace(gemma, tokens=tokens), figure))
-    return cases, partial(cuda_goals, timed, gemma.gradient_mib)
+    return cases
 
 
 def _case(shape: LossShape, figure: str = "", *, x: str = "tokens", kind: Kind = "time") -> Case:
