@@ -42,7 +42,7 @@ def test_a_quick_run_measures_every_case_and_can_be_drawn(suite, device, tmp_pat
     assert {"device", "versions", "threads", "commit", "load_at_start"} <= session.keys()
     assert plot.main([str(out), "--out", str(tmp_path / "plots")]) == 0
     pictures = list((tmp_path / "plots").glob("*.png"))
-    assert len(pictures) > 3
+    assert len(pictures) >= 3
     assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
 
 
