@@ -1,19 +1,20 @@
 """The loss of a transformers model in training, without its logits.
 
     model(input_ids, labels=labels)
-      ├─ before   labels, and in training? then the head is told
-      ├─ head     returns its hidden states instead of logits
-      ├─ loss     is given them by the model as if they were logits: linear cross-entropy
-      └─ after    the output's logits, which nobody computed, are None
+      ├─ labels, and in training? then the head is told
+      ├─ the head returns its hidden states instead of logits
+      ├─ the model gives them to its loss function as if they were logits: linear cross-entropy
+      └─ the output's logits, which nobody computed, are None
 
 In evaluation, without labels, or where somebody calls the model's parts by themselves, nothing of
 this happens and the model is as it was.
 """
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ropewalk.blocks.heads.model_parts import same
 from ropewalk.blocks.heads.model_probe import evaluated, probe_tokens, run
@@ -21,69 +22,91 @@ from ropewalk.blocks.heads.tied_embedding import TiedEmbedding
 
 
 class FusedLoss:
-    """The state of one model's loss, and the functions that are hooked into the model.
+    """The `forward` of one model and its loss function.
+
+    It takes the place of `model.forward` and not of hooks, which a compiler would trace apart from
+    the model that they belong to. Deep copies of the model have one of their own.
 
     Args:
+        model: whose forward it becomes.
         embedding: computes the loss.
-        stock: the loss function that the model had.
-        labels_position: where a call of the model has labels that are not passed by name.
 
     Attributes:
-        forced: also outside of training, for `try_out`.
+        forced: also outside of training, to try it out.
     """
 
-    def __init__(self, embedding: TiedEmbedding, stock: Any, labels_position: int) -> None:
+    def __init__(self, model: Any, embedding: TiedEmbedding) -> None:
+        self.model = model
         self.embedding = embedding
-        self.stock = stock
-        self.labels_position = labels_position
         self.forced = False
-        self._wanted = self._computed = False
+        self._previous: Callable[..., Any] | None = vars(model).get("forward")
+        self._stock: Callable[..., Tensor] = model.loss_function
+        self._labels_position = _arguments(model).index("labels")
+        self._wanted = self._taken = self._computed = False
         self._hidden: Tensor | None = None
-        self._handles: list[Any] = []
 
-    @classmethod
-    def install(cls, model: Any, embedding: TiedEmbedding) -> "FusedLoss":
-        """Hooks a new one into the model."""
-        fused = cls(embedding, model.loss_function, _arguments(model).index("labels"))
-        fused._handles = [
-            model.register_forward_pre_hook(fused.before, with_kwargs=True),
-            model.register_forward_hook(fused.after, with_kwargs=True, always_call=True),
-        ]
-        model.loss_function = fused.loss  # a property of transformers' models, with a setter
-        return fused
+    def install(self) -> None:
+        """Puts itself into the model."""
+        self.model.forward = self
+        self.model.loss_function = self.loss  # a property of transformers' models, with a setter
 
-    def remove(self, model: Any) -> None:
-        """Takes it out of the model again."""
-        for handle in self._handles:
-            handle.remove()
-        model.loss_function = self.stock
+    def remove(self) -> None:
+        """Takes itself out again."""
+        if self._previous is None:
+            del self.model.forward
+        else:
+            self.model.forward = self._previous
+        self.model.loss_function = self._stock
 
-    def before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A forward pre-hook of the model."""
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        """The model's own forward; transformers reads from its signature what a model takes."""
+        if self._previous is not None:
+            return self._previous
+        return type(self.model).forward.__get__(self.model)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's forward."""
         labels = kwargs.get("labels")
-        if len(args) > self.labels_position:
-            labels = args[self.labels_position]
-        self._wanted = labels is not None and (model.training or self.forced)
-        self._computed, self._hidden = False, None
+        if len(args) > self._labels_position:
+            labels = args[self._labels_position]
+        self._wanted = labels is not None and (self.model.training or self.forced)
+        self._taken = self._computed = False
+        try:
+            output = self.__wrapped__(*args, **kwargs)
+            fused, computed = self._taken, self._computed
+        finally:
+            self._wanted = self._taken = False
+            self._hidden = None
+        if not fused:
+            return output
+        if not computed:
+            raise RuntimeError(
+                f"fused_loss: expected {type(self.model).__name__} to compute its loss by "
+                "self.loss_function, which it did not; untie it and tie it without fused_loss"
+            )
+        if isinstance(output, dict):
+            return type(output)(**{key: output[key] for key in output if key != "logits"})
+        return (output[0], None, *output[2:])  # loss, logits, and the rest
 
     def take(self, hidden: Tensor) -> bool:
         """Asked by the head: whether it is to return `hidden` instead of logits."""
         if not self._wanted:
             return False
-        if self._hidden is not None:
+        if self._taken:
             raise RuntimeError(
                 "fused_loss: expected one call of the head in a call of the model, got a second "
                 "one; untie the model, tie it without fused_loss and call embedding.loss(hidden, "
                 "labels, shift=True)"
             )
-        self._hidden = hidden
+        self._taken, self._hidden = True, hidden
         return True
 
     def loss(self, logits: Tensor, labels: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """In the place of the model's loss function."""
         hidden = self._hidden
         if hidden is None:
-            return self.stock(logits, labels, *args, **kwargs)
+            return self._stock(logits, labels, *args, **kwargs)
         if logits.shape != hidden.shape:
             raise RuntimeError(
                 f"fused_loss: expected the loss function to get what the head returned, "
@@ -109,10 +132,12 @@ class FusedLoss:
                 f"fused_loss: expected a vocabulary of {self.embedding.num_embeddings}, the rows "
                 f"of the embedding, got vocab_size {vocab_size}; make config.vocab_size agree"
             )
-        targets = labels if shift_labels is None else shift_labels
+        targets = (labels if shift_labels is None else shift_labels).to(hidden.device)
+        if targets.numel() == hidden.shape[:-1].numel():
+            targets = targets.view(hidden.shape[:-1])  # the stock loss flattens them
         loss = self.embedding.loss(
             hidden,
-            targets.to(hidden.device).view(hidden.shape[:-1]),
+            targets,
             ignore_index=ignore_index,
             reduction="mean" if num_items_in_batch is None else "sum",
             shift=shift_labels is None,
@@ -123,23 +148,6 @@ class FusedLoss:
         if isinstance(num_items_in_batch, Tensor):
             num_items_in_batch = num_items_in_batch.to(loss.device)
         return loss / num_items_in_batch
-
-    def after(
-        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> Any:
-        """A forward hook of the model."""
-        wanted, computed = self._wanted and self._hidden is not None, self._computed
-        self._wanted, self._hidden = False, None
-        if not wanted:
-            return output
-        if not computed:
-            raise RuntimeError(
-                f"fused_loss: expected {type(model).__name__} to compute its loss by "
-                "self.loss_function, which it did not; untie it and tie it without fused_loss"
-            )
-        if isinstance(output, dict):
-            return type(output)(**{key: output[key] for key in output if key != "logits"})
-        return (output[0], None, *output[2:])  # loss, logits, and the rest
 
 
 def fuse(model: Any, embedding: TiedEmbedding) -> None:
@@ -159,7 +167,8 @@ def fuse(model: Any, embedding: TiedEmbedding) -> None:
     labels[:, 1] = -100
     with evaluated(model):
         expected = run(model, labels).loss
-    fused = FusedLoss.install(model, embedding)
+    fused = FusedLoss(model, embedding)
+    fused.install()
     head.fused = fused
     try:
         fused.forced = True
@@ -173,7 +182,7 @@ def fuse(model: Any, embedding: TiedEmbedding) -> None:
             )
     except BaseException as error:
         head.fused = None
-        fused.remove(model)
+        fused.remove()
         if isinstance(error, RuntimeError):  # of the model's way through the functions above
             raise ValueError(f"{name}: {error}") from error
         raise

@@ -46,12 +46,13 @@ def ends_of(model: Any) -> tuple[nn.Module, nn.Module]:
         ValueError: it has an encoder, or one of the two is missing.
     """
     asked = ("get_input_embeddings", "get_output_embeddings")
-    if not isinstance(model, nn.Module) or not all(hasattr(model, name) for name in asked):
-        hint = ""
-        if hasattr(model, "_orig_mod"):
-            hint = "; tie the model before torch.compile (it is model._orig_mod)"
-        elif hasattr(model, "get_base_model"):
-            hint = "; pass what model.get_base_model() returns"
+    hint = ""
+    if hasattr(model, "_orig_mod"):
+        hint = "; tie the model before torch.compile (it is model._orig_mod)"
+    elif hasattr(model, "get_base_model"):
+        hint = "; pass what model.get_base_model() returns"
+    # Wrappers pass such questions on, but what is put into the wrapped model they would not see.
+    if hint or not isinstance(model, nn.Module) or not all(hasattr(model, x) for x in asked):
         raise TypeError(f"model: expected a transformers model, got {type(model).__name__}{hint}")
     name = type(model).__name__
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
@@ -197,8 +198,8 @@ def check_behaviour(model: nn.Module, parts: Parts) -> float:
     # Rounded as models round it, who multiply in the weights' dtype.
     rounded = torch.as_tensor(scale, dtype=torch.float64).to(embedding.weight.dtype)
     input_scale = float(rounded) if rounded.ndim == 0 else 1.0
-    rows, width = embedding.weight.shape
-    ids = torch.arange(min(rows, 7), device=embedding.weight.device) * (rows // min(rows, 7))
+    width = embedding.embedding_dim
+    ids = some_tokens(embedding)
     expected = nn.functional.embedding(ids, embedding.weight) * input_scale
     if not same(embedding(ids), expected):
         raise ValueError(
@@ -214,6 +215,13 @@ def check_behaviour(model: nn.Module, parts: Parts) -> float:
             f"{type(head).__name__} computes something else; {_BY_HAND}"
         )
     return input_scale
+
+
+def some_tokens(embedding: nn.Embedding) -> Tensor:
+    """A few rows from all over the table."""
+    rows = len(embedding.weight)
+    some = min(rows, 7)
+    return torch.arange(some, device=embedding.weight.device) * (rows // some)
 
 
 def same(x: Tensor, y: Tensor, *, like: Tensor | None = None) -> bool:

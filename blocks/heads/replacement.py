@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ropewalk.blocks.heads.model_parts import Parts
+from ropewalk.blocks.heads.model_parts import Parts, same, some_tokens
 from ropewalk.blocks.heads.output_forms import OutputForm, unpermute
 from ropewalk.blocks.heads.tied_head import ModelEmbedding, TiedHead
 
@@ -128,9 +128,20 @@ def own_head(embedding: ModelEmbedding, head: TiedHead) -> nn.Linear:
 
 
 def own_embedding(embedding: ModelEmbedding) -> nn.Embedding:
-    """What was there before `tie`, with the table."""
+    """What was there before `tie`, with the table.
+
+    Raises:
+        ValueError: it does not compute what the embedding does by now.
+    """
     (own,) = embedding.replaced
-    own = own.to(embedding.weight.device)
-    own.weight = embedding.weight
+    own = copy.copy(own).to(embedding.weight.device)
+    own.__dict__["_parameters"] = {"weight": embedding.weight}
     own.num_embeddings, own.padding_idx = embedding.num_embeddings, embedding.padding_idx
+    ids = some_tokens(own)
+    if not embedding.weight.is_meta and not same(own(ids), embedding(ids)):
+        raise ValueError(
+            f"untie: expected the input embedding that was there before, {type(own).__name__}, to "
+            f"compute what the tied one does, but its input_scale {embedding.input_scale} has been "
+            "changed since; set it back, or change the model's own scale"
+        )
     return own.train(embedding.training)

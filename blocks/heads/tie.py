@@ -133,7 +133,7 @@ def untie(model: nn.Module) -> nn.Linear:
         own = own_head(embedding, head)
         table = own_embedding(embedding)
         if head.fused is not None:
-            head.fused.remove(model)
+            head.fused.remove()
         replacing = {embedding: table, head: own}
         for parent in list(model.modules()):
             for name, child in list(parent._modules.items()):
