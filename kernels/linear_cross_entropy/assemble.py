@@ -9,10 +9,16 @@ from torch import Tensor
 
 from ropewalk.kernels.autocast import cast_inputs
 from ropewalk.kernels.linear_cross_entropy import validation
+from ropewalk.kernels.linear_cross_entropy.at_once import at_once, loss_at_once
 from ropewalk.kernels.linear_cross_entropy.backend import Backend, check_backend
 from ropewalk.kernels.linear_cross_entropy.op import vocabulary_statistics
 from ropewalk.kernels.linear_cross_entropy.problem import Problem, Statistics, statistics_dtype
-from ropewalk.kernels.linear_cross_entropy.reduction import Objective, Reduction, reduce
+from ropewalk.kernels.linear_cross_entropy.reduction import (
+    Objective,
+    Reduction,
+    factors,
+    token_losses,
+)
 from ropewalk.kernels.linear_cross_entropy.targets import encode_targets
 
 Loss = Float[Tensor, ""] | Float[Tensor, "*batch"]
@@ -80,7 +86,8 @@ def assemble(
     objective = Objective(
         vocabulary, float(label_smoothing), float(z_loss), weight_per_class, reduction
     )
-    sum_weights = objective.sum_weights(hidden.new_empty(0, dtype=statistics_dtype(hidden.dtype)))
+    like = hidden.new_empty(0, dtype=statistics_dtype(hidden.dtype))
+    sum_weights = objective.sum_weights(like)
     problem = Problem(
         hidden=(hidden if part is None else part.share_hidden(hidden)).reshape(-1, weight.shape[1]),
         weight=weight,
@@ -91,12 +98,15 @@ def assemble(
         softcap=None if softcap is None else float(softcap),
         exact=exact or label_smoothing > 0.0,
     )
+    parts = factors(objective, flat, codes, like)
+    one_number = part is None and reduction != "none" and not return_logsumexp
+    if one_number and at_once(problem, backend):
+        return loss_at_once(problem, parts)
     statistics = vocabulary_statistics(problem, backend)
     if part is not None:
         statistics = part.merge(statistics, codes)
-    loss = reduce(objective, statistics, flat, codes)
-    if reduction == "none":
-        loss = _as_targets(loss, targets, shift)
+    losses = token_losses(parts, statistics, sum_weights)
+    loss = _as_targets(losses, targets, shift) if reduction == "none" else losses.sum()
     if return_logsumexp:
         return loss, _as_targets(statistics.logsumexp, targets, shift)
     return loss

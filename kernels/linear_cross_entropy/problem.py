@@ -80,6 +80,11 @@ class Upstream(NamedTuple):
     target_logit: Tensor
     logit_sum: Tensor | None
 
+    def of(self, tokens: slice | Tensor) -> "Upstream":
+        """Those of some tokens."""
+        summed = None if self.logit_sum is None else self.logit_sum[tokens]
+        return Upstream(self.logsumexp[tokens], self.target_logit[tokens], summed)
+
 
 class Needs(NamedTuple):
     """Which gradients are wanted."""

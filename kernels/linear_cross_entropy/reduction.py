@@ -9,7 +9,7 @@ which is torch's cross-entropy (Szegedy et al., arXiv 1512.00567, §7 for ε) an
 """
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,33 +46,62 @@ class Objective:
         return self.weight_per_class.to(like.dtype)
 
 
-def reduce(objective: Objective, statistics: Statistics, targets: Tensor, codes: Tensor) -> Tensor:
-    """The loss, a scalar or (tokens,).
+class Factors(NamedTuple):
+    """What the parts of each token's loss are multiplied by, the division of a mean included.
+
+    loss = nll · (lse − z_y) + spread · (Σ_v c_v · lse − Σ_v c_v z_v) + square · lse²
+
+    Attributes:
+        nll: (tokens,).
+        spread: (tokens,), or none without label smoothing.
+        square: (tokens,), or none without z-loss.
+    """
+
+    nll: Tensor
+    spread: Tensor | None
+    square: Tensor | None
+
+    def of(self, tokens: slice | Tensor) -> "Factors":
+        """Those of some tokens."""
+        spread, square = (None if x is None else x[tokens] for x in self[1:])
+        return Factors(self.nll[tokens], spread, square)
+
+
+def factors(objective: Objective, targets: Tensor, codes: Tensor, like: Tensor) -> Factors:
+    """The factors of a loss.
 
     Args:
         objective: see there.
-        statistics: of all of the vocabulary.
         targets: (tokens,) as the user gave them.
         codes: (tokens,) the same as codes, which say who is ignored.
+        like: of the dtype and on the device of the statistics.
     """
-    logsumexp, target_logit, logit_sum, _ = statistics
-    counted = (codes != IGNORED).to(logsumexp.dtype)
-    share = counted
+    counted = share = (codes != IGNORED).to(like.dtype)
     if objective.weight_per_class is not None:
         row = targets.to(torch.int64).clamp(0, objective.vocabulary - 1)
-        share = counted * objective.weight_per_class.to(logsumexp.dtype)[row]
-    loss = share * (logsumexp - target_logit)
-    if logit_sum is not None:
-        total = cast("Tensor", objective.sum_weights(logsumexp)).sum()
-        spread = (total * logsumexp - logit_sum) / objective.vocabulary
-        loss = torch.lerp(loss, spread, objective.label_smoothing)
-    square = objective.z_loss * logsumexp.square() if objective.z_loss != 0.0 else None
-    if objective.reduction == "none":
-        return loss if square is None else loss + square
-    if objective.reduction == "sum":
-        return loss.sum() if square is None else loss.sum() + square.sum()
-    mean = loss.sum() / _divisor(share)
-    return mean if square is None else mean + square.sum() / _divisor(counted)
+        share = counted * objective.weight_per_class.to(like.dtype)[row]
+    nll, spread, square = share * (1 - objective.label_smoothing), None, None
+    if objective.label_smoothing > 0.0:
+        spread = counted * (objective.label_smoothing / objective.vocabulary)
+    if objective.z_loss > 0.0:
+        square = counted * objective.z_loss
+    if objective.reduction == "mean":
+        divisor = _divisor(share)
+        nll = nll / divisor
+        spread = None if spread is None else spread / divisor
+        square = None if square is None else square / _divisor(counted)
+    return Factors(nll, spread, square)
+
+
+def token_losses(factors: Factors, statistics: Statistics, sum_weights: Tensor | None) -> Tensor:
+    """(tokens,), each already divided where the reduction is a mean."""
+    logsumexp, target_logit, logit_sum, _ = statistics
+    losses = factors.nll * (logsumexp - target_logit)
+    if factors.spread is not None and logit_sum is not None and sum_weights is not None:
+        losses = losses + factors.spread * (sum_weights.sum() * logsumexp - logit_sum)
+    if factors.square is not None:
+        losses = losses + factors.square * logsumexp.square()
+    return losses
 
 
 def _divisor(shares: Tensor) -> Tensor:

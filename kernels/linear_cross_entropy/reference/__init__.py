@@ -7,5 +7,6 @@ gradients.py   backward: the logits again, their gradient, and its two products
 
 from ropewalk.kernels.linear_cross_entropy.reference.gradients import gradients
 from ropewalk.kernels.linear_cross_entropy.reference.statistics import statistics
+from ropewalk.kernels.linear_cross_entropy.reference.whole_rows import loss_and_gradients
 
-__all__ = ["gradients", "statistics"]
+__all__ = ["gradients", "loss_and_gradients", "statistics"]

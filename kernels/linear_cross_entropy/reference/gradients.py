@@ -12,12 +12,12 @@ from torch import Tensor
 from ropewalk.kernels.linear_cross_entropy.chunks import spans
 from ropewalk.kernels.linear_cross_entropy.filter import FILTER_COLUMNS, FILTER_TOKENS
 from ropewalk.kernels.linear_cross_entropy.problem import Needs, Problem, Upstream
-from ropewalk.kernels.linear_cross_entropy.reference.tiles import (
-    Selection,
-    Tiles,
-    counted_tokens,
-    places,
+from ropewalk.kernels.linear_cross_entropy.reference.logit_gradient import (
+    add_product,
+    scaled,
+    to_gradient,
 )
+from ropewalk.kernels.linear_cross_entropy.reference.tiles import Selection, Tiles, counted_tokens
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -27,7 +27,7 @@ def gradients(
 ) -> Gradients:
     """Of hidden, weight and bias, each in its dtype; none where it is not needed."""
     tiles = Tiles(problem)
-    upstream = _scaled(upstream, problem.logit_scale)
+    upstream = scaled(upstream, problem.logit_scale)
     hidden_sum = problem.hidden.new_zeros(problem.hidden.shape, dtype=tiles.dtype)
     bias_sum = hidden_sum.new_zeros(problem.vocabulary)
     weight_grad = problem.weight.new_zeros(problem.weight.shape) if needs.weight else None
@@ -42,11 +42,14 @@ def gradients(
                 continue
             hidden, tile = tiles.hidden(tokens), weight[_less(columns, start)]
             grad = tiles.logits(hidden, tile, columns)
-            _to_gradient(grad, tiles, tokens, columns, logsumexp, upstream)
+            to_gradient(
+                grad, tiles.slopes(grad), problem.targets[tokens], columns, logsumexp[tokens],
+                upstream.of(tokens), problem.sum_weights,
+            )  # fmt: skip
             if needs.hidden:
-                _add_product(hidden_sum, tokens, grad, tile)
+                add_product(hidden_sum, tokens, grad, tile)
             if weight_sum is not None:
-                _add_product(weight_sum, _less(columns, start), grad.T, hidden)
+                add_product(weight_sum, _less(columns, start), grad.T, hidden)
             if needs.bias:
                 bias_sum[columns] += grad.sum(0)
         if weight_grad is not None and weight_sum is not None:
@@ -56,31 +59,6 @@ def gradients(
         weight_grad,
         bias_sum.to(problem.bias.dtype) if needs.bias and problem.bias is not None else None,
     )
-
-
-def _scaled(upstream: Upstream, scale: float) -> Upstream:
-    logsumexp, target_logit, logit_sum = upstream
-    summed = None if logit_sum is None else logit_sum * scale
-    return Upstream(logsumexp * scale, target_logit * scale, summed)
-
-
-def _to_gradient(
-    logits: Tensor,
-    tiles: Tiles,
-    tokens: Selection,
-    columns: Selection,
-    logsumexp: Tensor,
-    upstream: Upstream,
-) -> None:
-    """Turns a tile of capped logits into the gradient of what they are before scale and cap."""
-    problem, slopes = tiles.problem, tiles.slopes(logits)
-    logits.sub_(logsumexp[tokens, None]).exp_().mul_(upstream.logsumexp[tokens, None])
-    if upstream.logit_sum is not None and problem.sum_weights is not None:
-        logits.addr_(upstream.logit_sum[tokens], problem.sum_weights[columns])
-    rows, at = places(problem.targets[tokens], columns, logits.shape[1])
-    logits[rows, at] += upstream.target_logit[tokens][rows]
-    if slopes is not None:
-        logits.mul_(slopes)
 
 
 def _live_columns(live: Tensor | None, tokens: Selection, start: int, end: int) -> Selection | None:
@@ -105,11 +83,3 @@ def _less(columns: Selection, start: int) -> Selection:
     if isinstance(columns, slice):
         return slice(columns.start - start, columns.stop - start)
     return columns - start
-
-
-def _add_product(total: Tensor, rows: Selection, left: Tensor, right: Tensor) -> None:
-    """total[rows] += left · right."""
-    if isinstance(rows, slice):
-        total[rows].addmm_(left, right)
-    else:
-        total.index_add_(0, rows, left @ right)

@@ -50,11 +50,17 @@ def counted_tokens(targets: Tensor, size: int) -> list[Selection]:
 
 
 class Tiles:
-    """Logits of one problem, computed into one buffer again and again."""
+    """Logits of one problem, computed into one buffer again and again.
 
-    def __init__(self, problem: Problem) -> None:
+    Attributes:
+        problem: as it came.
+        sizes: the most tokens and columns of a tile.
+        dtype: of the logits.
+    """
+
+    def __init__(self, problem: Problem, sizes: Chunks | None = None) -> None:
         self.problem = problem
-        self.sizes = sizes = tile_sizes(problem)
+        self.sizes = sizes = sizes or tile_sizes(problem)
         self.dtype = statistics_dtype(problem.hidden.dtype)
         count = min(sizes.tokens, problem.tokens) * min(sizes.columns, problem.vocabulary)
         self._logits = problem.hidden.new_empty(count, dtype=self.dtype)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ropewalk.kernels.linear_cross_entropy import linear_cross_entropy, op, targets
+from ropewalk.kernels.linear_cross_entropy import at_once, linear_cross_entropy, op, targets
 from ropewalk.kernels.linear_cross_entropy.problem import ELSEWHERE, IGNORED
 
 CONSTANTS = (0.7, 3.0)
@@ -62,12 +62,24 @@ def test_gradcheck(problem, with_sum):
     torch.autograd.gradcheck(function, (given[0], given[1], given[3]))
 
 
-def test_the_backward_cannot_be_differentiated(problem):
+@pytest.mark.opcheck
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "z_loss": 0.1}])
+def test_opcheck_of_the_loss_at_once(problem, monkeypatch, options):
+    given = []
+    operator = at_once.vocabulary_loss_op
+    monkeypatch.setattr(at_once, "vocabulary_loss_op", lambda *x: given.append(x) or operator(*x))
+    hidden, weight, bias, goals = problem(9, dim=5, vocabulary=13)
+    linear_cross_entropy(hidden, weight, goals, bias=bias, softcap=3.0, **options)
+    leaves = [x.detach().requires_grad_() for x in given[0][:3]]
+    torch.library.opcheck(operator, (*leaves, *given[0][3:]))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_the_backward_cannot_be_differentiated(problem, reduction):
     hidden, weight, _, goals = problem(3)
-    loss = linear_cross_entropy(hidden, weight, goals)
-    (grad,) = torch.autograd.grad(loss, hidden, create_graph=True)
-    with pytest.raises(RuntimeError, match="vocabulary_gradients"):
-        grad.sum().backward()
+    loss = linear_cross_entropy(hidden, weight, goals, reduction=reduction).sum()
+    with pytest.raises(RuntimeError, match=r"vocabulary_gradients|without create_graph=True"):
+        torch.autograd.grad(loss, hidden, create_graph=True)[0].sum().backward()
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])

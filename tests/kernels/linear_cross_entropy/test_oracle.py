@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ropewalk.kernels.linear_cross_entropy import linear_cross_entropy, reference
-from ropewalk.kernels.linear_cross_entropy.reference import tiles
+from ropewalk.kernels.linear_cross_entropy import assemble, linear_cross_entropy, reference
+from ropewalk.kernels.linear_cross_entropy.reference import tiles, whole_rows
 
 CLASSES = torch.linspace(0.2, 2.0, 301)
 OPTIONS = {
@@ -55,12 +55,13 @@ def check(oracle, leaves, targets, options, *, rtol=1e-10, backend="reference"):
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("return_logsumexp", [True, False])
 @pytest.mark.parametrize("name", OPTIONS)
-def test_options(problem, oracle, name, reduction):
+def test_options(problem, oracle, name, reduction, return_logsumexp):
     hidden, weight, bias, targets = problem(3, 11)
     if OPTIONS[name].get("ignore_index") is not None:
         targets[targets < 0] = OPTIONS[name]["ignore_index"]
-    options = OPTIONS[name] | {"reduction": reduction, "return_logsumexp": True}
+    options = OPTIONS[name] | {"reduction": reduction, "return_logsumexp": return_logsumexp}
     check(oracle, (hidden, weight, bias), targets, options)
 
 
@@ -109,6 +110,10 @@ def test_any_shape_in_any_tiles(oracle, data):
     leaves = (hidden.requires_grad_(), weight.requires_grad_(), None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiles, "tile_sizes", lambda problem: sizes)
+        patch.setattr(whole_rows, "rows_at_once", lambda problem: sizes.tokens)
+        patch.setattr(whole_rows, "CACHE", data.draw(st.sampled_from((1, 700, 5000))))
+        if not data.draw(st.booleans(), "in one pass"):
+            patch.setattr(assemble, "at_once", lambda problem, backend: False)
         check(oracle, leaves, targets, options)
 
 
@@ -185,6 +190,7 @@ def test_large_logits_do_not_overflow(oracle):
 def test_only_the_gradients_that_are_needed(problem, monkeypatch):
     asked = []
     gradients = reference.gradients
+    monkeypatch.setattr(assemble, "at_once", lambda problem, backend: False)
 
     def spy(problem, logsumexp, live, upstream, needs):
         asked.append(tuple(needs))
@@ -198,3 +204,20 @@ def test_only_the_gradients_that_are_needed(problem, monkeypatch):
     torch.autograd.grad(loss, weight)
     assert asked == [(True, False, True), (False, True, False)]
     assert only.abs().sum() > 0
+
+
+def test_in_one_pass_only_the_gradients_that_are_needed(problem, monkeypatch):
+    asked = []
+    at_once = reference.loss_and_gradients
+
+    def spy(problem, factors, needs):
+        asked.append(tuple(needs))
+        return at_once(problem, factors, needs)
+
+    monkeypatch.setattr(reference, "loss_and_gradients", spy)
+    hidden, weight, bias, targets = problem(6)
+    linear_cross_entropy(hidden, weight.detach(), targets, bias=bias).backward()
+    linear_cross_entropy(hidden.detach(), weight, targets, bias=bias.detach()).backward()
+    with torch.no_grad():
+        linear_cross_entropy(hidden, weight, targets)
+    assert asked == [(True, False, True), (False, True, False)]
