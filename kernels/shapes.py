@@ -16,6 +16,7 @@ means two things in two files. Each `kernels/<op>` and every layer above uses th
     axes        coordinates of a position in n-D: (time, row, column) of a video
     dim         width of the residual stream
     vocabulary  number of tokens that can be predicted
+    columns     a slice of the vocabulary: what one rank, or one tile, holds of it
 
 The aliases below are for the shapes that recur; write other shapes out with the same names.
 """
