@@ -58,7 +58,6 @@ def make_embedding(parts: Parts, output: OutputForm, source: str | None) -> Mode
     elif source == "head":
         table = matrix
     embedding.weight = table
-    embedding.bias = parts.head.bias
     embedding.train(parts.embedding.training)
     spare = copy.copy(parts.embedding)
     spare.__dict__["_parameters"] = {**parts.embedding._parameters, "weight": None}
@@ -68,7 +67,9 @@ def make_embedding(parts: Parts, output: OutputForm, source: str | None) -> Mode
 
 def put(model: nn.Module, parts: Parts, embedding: ModelEmbedding, changes: Changes) -> None:
     as_stock = embedding.output == "identity" and _class_ties(model, parts)
-    head = TiedHead(embedding, as_stock=as_stock, checks_weight=parts.embedding_first)
+    head = TiedHead(
+        embedding, parts.head.bias, as_stock=as_stock, checks_weight=parts.embedding_first
+    )
     head.train(parts.head.training)
     for parent, name in parts.embedding_places:
         changes.set(parent, name, embedding)

@@ -1,12 +1,12 @@
-"""What `tie` puts into a model: a `TiedEmbedding`, and a head without weights of its own.
+"""What `tie` puts into a model: a `TiedEmbedding`, and a head without a table of its own.
 
 transformers ties by letting two modules hold one tensor, which `to_empty`, `assign=True` and
 sharding take apart. Here the head only looks at the embedding. To everybody else it looks as
-before: the head has a `weight` and a `bias`, and the state dict has the model's usual keys.
+before: it has a `weight`, and the state dict has the model's usual keys.
 
     model.embed_tokens.weight    the table
     lm_head.weight               the output matrix; on loading it is compared, not copied
-    lm_head.bias, .projection    where there are any
+    lm_head.bias, .projection    where there are any; the embedding looks at these
 """
 
 from typing import Any
@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ropewalk.blocks.heads.fused_loss import FusedLoss
+from ropewalk.blocks.heads.sharding import is_sharded
 from ropewalk.blocks.heads.tied_embedding import TiedEmbedding
 
 _OF_THE_HEAD = ("bias", "projection")
@@ -40,43 +41,55 @@ class ModelEmbedding(TiedEmbedding, nn.Embedding):  # type: ignore[override]
     # it is not a child of this one.
     replaced: tuple[nn.Embedding, ...] = ()
 
-    def _save_to_state_dict(
-        self, destination: dict[str, Any], prefix: str, keep_vars: bool
-    ) -> None:
-        destination[prefix + "weight"] = self.weight if keep_vars else self.weight.detach()
+    # Holds the bias and the projection under the head's own names. In a tuple for the same reason.
+    head: tuple["TiedHead", ...] = ()
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *arguments: Any, **options: Any
-    ) -> None:
-        own = {prefix + name: getattr(self, name) for name in _OF_THE_HEAD}
-        own = {key: tensor for key, tensor in own.items() if tensor is not None}
-        # The head loads these; here they stay as they are.
-        super()._load_from_state_dict({**state_dict, **own}, prefix, *arguments, **options)
+    def __getattr__(self, name: str) -> Any:
+        """What this module has not, the head may have."""
+        if name in _OF_THE_HEAD and self.head:
+            return getattr(self.head[0], name)
+        return super().__getattr__(name)
 
 
 class TiedHead(nn.Module):
-    """The output head of a tied model; every tensor it has is the embedding's.
+    """The output head of a tied model, whose matrix is made of the embedding.
 
     Attributes:
         weight: the output matrix, `embedding.output_matrix()`.
-        bias: the embedding's.
+        bias: added to the logits, or None.
+        projection: of the "orthogonal" form, or None.
         fused: the loss without logits, if the model was tied with one.
 
     Args:
-        embedding: computes.
+        embedding: computes. Its projection, if it has one, becomes the head's.
+        bias: the bias of the head that was there before.
         as_stock: whether the model's own class ties the two on loading, so that one of them need
             not be written.
         checks_weight: whether the embedding is loaded before the head.
     """
 
+    bias: nn.Parameter | None
+    projection: nn.Parameter | None
     fused: FusedLoss | None = None
 
-    def __init__(self, embedding: ModelEmbedding, *, as_stock: bool, checks_weight: bool) -> None:
+    def __init__(
+        self,
+        embedding: ModelEmbedding,
+        bias: nn.Parameter | None,
+        *,
+        as_stock: bool,
+        checks_weight: bool,
+    ) -> None:
         super().__init__()
         # In a tuple, so that the embedding is not a child of the head, too.
         self._embedding = (embedding,)
         self.as_stock = as_stock
         self.checks_weight = checks_weight
+        self.register_parameter("bias", bias)
+        self.register_parameter("projection", embedding.projection)
+        for name in _OF_THE_HEAD:
+            del embedding._parameters[name]
+        embedding.head = (self,)
 
     @property
     def embedding(self) -> ModelEmbedding:
@@ -85,10 +98,6 @@ class TiedHead(nn.Module):
     @property
     def weight(self) -> Tensor:
         return self.embedding.output_matrix()
-
-    @property
-    def bias(self) -> nn.Parameter | None:
-        return self.embedding.bias
 
     @property
     def in_features(self) -> int:
@@ -101,15 +110,12 @@ class TiedHead(nn.Module):
     @out_features.setter
     def out_features(self, size: int) -> None:
         # How transformers tells a head that the vocabulary has been resized.
-        bias = self.embedding.bias
-        if bias is not None:
-            bias.data = nn.functional.pad(bias.data, (0, size - len(bias)))
+        if self.bias is not None:
+            self.bias.data = nn.functional.pad(self.bias.data, (0, size - len(self.bias)))
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight":
             self._set_weight(value)
-        elif name == "bias":
-            self.embedding.bias = value
         else:
             super().__setattr__(name, value)
 
@@ -146,10 +152,7 @@ class TiedHead(nn.Module):
         # A class that does not tie the two needs two tensors in the file.
         alias = self.embedding.output == "identity" and not self.as_stock
         destination[prefix + "weight"] = matrix.clone() if alias else matrix
-        for name in _OF_THE_HEAD:
-            tensor = getattr(self.embedding, name)
-            if tensor is not None:
-                destination[prefix + name] = tensor if keep_vars else tensor.detach()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(
         self,
@@ -163,15 +166,9 @@ class TiedHead(nn.Module):
     ) -> None:
         matrix = state_dict.get(prefix + "weight")
         rest = {key: value for key, value in state_dict.items() if key != prefix + "weight"}
-        # A module with the head's parameters alone loads them as any module does.
-        carrier = nn.Module()
-        for name in _OF_THE_HEAD:
-            carrier.register_parameter(name, getattr(self.embedding, name))
-        carrier._load_from_state_dict(
+        super()._load_from_state_dict(
             rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        for name in _OF_THE_HEAD:
-            setattr(self.embedding, name, getattr(carrier, name))
         if matrix is not None and self.checks_weight:
             difference = self._difference(matrix)
             if difference is not None:
@@ -180,6 +177,9 @@ class TiedHead(nn.Module):
     @torch.no_grad()
     def _difference(self, matrix: Tensor) -> str | None:
         """Why a loaded output matrix is not this head's; None if it is."""
+        # Ranks need not load alike, so none may ask the others for what a comparison takes.
+        if is_sharded(self.embedding.weight) or is_sharded(matrix):
+            return None
         own = self.weight
         if matrix.shape != own.shape:
             return f"expected {tuple(own.shape)}, got {tuple(matrix.shape)}"
