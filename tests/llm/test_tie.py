@@ -106,7 +106,7 @@ def test_stock_classes_load_what_is_saved(make_model, tokens, tmp_path, name, ou
     tie(loaded, output=output, source="embedding" if output == "orthogonal" else None)
     loaded.load_state_dict(model.state_dict())
     assert torch.equal(logits(loaded, tokens), expected)
-    assert loaded.get_output_embeddings().embedding.output == output
+    assert loaded.lm_head.embedding.output == output
 
 
 @pytest.mark.parametrize("output", FORMS)

@@ -179,7 +179,8 @@ def test_logits_that_are_changed_after_the_head(make_model, tokens):
     class Centred(LlamaForCausalLM):
         def forward(self, *args, **kwargs):
             output = super().forward(*args, **kwargs)
-            output.logits = output.logits - output.logits.mean(-1, keepdim=True)
+            logits = output["logits"]
+            output["logits"] = logits - logits.mean(-1, keepdim=True)
             return output
 
     plain = make_model(tie_word_embeddings=True)

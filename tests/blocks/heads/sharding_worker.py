@@ -88,6 +88,7 @@ def made_on_meta(rank):
         state = get_model_state_dict(model, options=WHOLE)
         if rank == 0:
             table = state["head.weight"]
+            assert isinstance(table, torch.Tensor)
             assert not table[3].any()
             assert 0.8 < table.std() / (math.log(TOKENS) / WIDTH) < 1.2
             if output == "orthogonal":

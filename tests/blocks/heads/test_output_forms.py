@@ -48,7 +48,7 @@ def test_no_form_is_the_identity(output):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_projection_starts_orthogonal_to_its_rounding(dtype):
-    projection = TiedEmbedding(11, 24, output="orthogonal", dtype=dtype).projection
+    projection = TiedEmbedding(11, 24, output="orthogonal", dtype=dtype).state_dict()["projection"]
     assert projection.dtype == dtype
     product = projection.double() @ projection.double().mT
     eps = torch.finfo(dtype).eps
