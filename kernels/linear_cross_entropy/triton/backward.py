@@ -15,11 +15,14 @@ from torch import Tensor
 from ropewalk.kernels.linear_cross_entropy.chunks import spans
 from ropewalk.kernels.linear_cross_entropy.filter import FILTER_COLUMNS, FILTER_TOKENS
 from ropewalk.kernels.linear_cross_entropy.problem import Needs, Problem, Upstream
-from ropewalk.kernels.linear_cross_entropy.triton.configurations import configuration
 from ropewalk.kernels.linear_cross_entropy.triton.gradient import gradient_kernel
 from ropewalk.kernels.linear_cross_entropy.triton.layout import matrix, run
 from ropewalk.kernels.linear_cross_entropy.triton.live import live_lists
-from ropewalk.kernels.linear_cross_entropy.triton.logits import logits_arguments, programs
+from ropewalk.kernels.linear_cross_entropy.triton.logits import (
+    logits_arguments,
+    logits_configuration,
+    programs,
+)
 from ropewalk.kernels.linear_cross_entropy.triton.products import Live, product
 from ropewalk.kernels.linear_cross_entropy.triton.scale import gradient_scale
 from ropewalk.kernels.linear_cross_entropy.triton.sizes import gradient_chunks, round_up
@@ -66,7 +69,7 @@ class _Backward:
         self.upstream = Upstream(*(None if x is None else x.contiguous() for x in upstream))
         self.hidden, self.weight = matrix(p.hidden), matrix(p.weight)
         self.scale = gradient_scale(p, upstream)
-        self.how = configuration("gradient", p.tokens, p.hidden.dtype, p.hidden.device)
+        self.how = logits_configuration("gradient", self.hidden, self.weight)
         sizes = gradient_chunks(p.tokens, p.vocabulary, p.hidden.dtype.itemsize)
         self.token_chunks = spans(p.tokens, sizes.tokens)
         self.column_chunks = spans(p.vocabulary, sizes.columns)
@@ -177,7 +180,7 @@ class _Backward:
             SKIP=live is not None,
             WRITE=gradient is not None,
             BIAS_GRADIENT=bias_parts is not None,
-            SPLIT=how.split,
+            PARTS=how.parts,
             FILTER_TOKENS=FILTER_TOKENS,
             FILTER_COLUMNS=FILTER_COLUMNS,
         )

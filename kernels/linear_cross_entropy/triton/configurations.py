@@ -39,9 +39,9 @@ class Configuration(NamedTuple):
     stages: int
 
     @property
-    def split(self) -> bool:
-        """Whether a thread has so many elements that a tile is finished one half at a time."""
-        return self.rows * self.columns > 64 * 32 * self.warps
+    def parts(self) -> int:
+        """How many parts of a tile are finished one after the other: of 32 elements a thread."""
+        return min(4, max(1, self.rows * self.columns // (32 * 32 * self.warps)))
 
     def launch(self) -> dict[str, int]:
         """Options of a launch. Left alone, the assembler spills a little to fit more programs."""
@@ -49,7 +49,7 @@ class Configuration(NamedTuple):
         return {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": most}
 
 
-INTERPRETED = Configuration(16, 32, 16, 4, 1)
+INTERPRETED = Configuration(16, 64, 32, 4, 1)
 """Tiles of Triton's interpreter: small, so that small inputs meet every kind of tile."""
 
 GROUP = 8
@@ -106,7 +106,12 @@ def chip(device: torch.device) -> Chip:
 
 
 def configuration(
-    kernel: Kernel, rows: int, dtype: torch.dtype, device: torch.device
+    kernel: Kernel,
+    rows: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    in_columns: bool = False,
 ) -> Configuration:
     """The shipped configuration of a kernel.
 
@@ -115,10 +120,13 @@ def configuration(
         rows: how many there are, tokens or rows of a product.
         dtype: of the matrices.
         device: where they are.
+        in_columns: whether hidden states or weights lie in columns, which takes more registers.
     """
     if interpreted():
         return INTERPRETED
     how = (HALF if dtype.itemsize == 2 else SINGLE)[chip(device)][kernel]
+    if in_columns:
+        how = how._replace(columns=min(how.columns, 128))
     if rows > FEW:
         return how
     return how._replace(rows=max(16, power_of_two(rows)))

@@ -15,9 +15,13 @@ from ropewalk.kernels.linear_cross_entropy.filter import (
     map_shape,
 )
 from ropewalk.kernels.linear_cross_entropy.problem import Problem, Statistics
-from ropewalk.kernels.linear_cross_entropy.triton.configurations import Configuration, configuration
+from ropewalk.kernels.linear_cross_entropy.triton.configurations import Configuration
 from ropewalk.kernels.linear_cross_entropy.triton.layout import Matrix, matrix, run
-from ropewalk.kernels.linear_cross_entropy.triton.logits import logits_arguments, programs
+from ropewalk.kernels.linear_cross_entropy.triton.logits import (
+    logits_arguments,
+    logits_configuration,
+    programs,
+)
 from ropewalk.kernels.linear_cross_entropy.triton.sizes import statistics_tokens
 from ropewalk.kernels.linear_cross_entropy.triton.statistics import (
     live_kernel,
@@ -45,12 +49,12 @@ def statistics(problem: Problem) -> Statistics:
     )
     if p.tokens == 0:
         return found
-    how = configuration("statistics", p.tokens, p.hidden.dtype, p.hidden.device)
+    hidden, weight = matrix(p.hidden), matrix(p.weight)
+    how = logits_configuration("statistics", hidden, weight)
     tiles = ceil_divide(p.vocabulary, how.columns)
     parts = 1 + (not p.exact) + (p.sum_weights is not None)
     chunk = statistics_tokens(p.tokens, tiles, parts)
     scratch = empty.new_empty(parts, tiles * min(chunk, p.tokens))
-    hidden, weight = matrix(p.hidden), matrix(p.weight)
     for start, end in spans(p.tokens, chunk):
         _some_tokens(p, hidden, weight, found, list(scratch), start, end, how)
     return found

@@ -28,7 +28,7 @@ def write_gradient(
     bias, sum_weights, gradient, bias_parts, column, columns_start, vocabulary,
     gradient_stride, logit_scale, softcap,
     COLUMNS: tl.constexpr, BIAS: tl.constexpr, CAP: tl.constexpr, SUM: tl.constexpr,
-    SKIP: tl.constexpr, WRITE: tl.constexpr, BIAS_GRADIENT: tl.constexpr,
+    WRITE: tl.constexpr, BIAS_GRADIENT: tl.constexpr,
 ):  # fmt: skip
     """The gradient of a tile from its products, and its sums over the tokens."""
     columns = column + tl.arange(0, COLUMNS)
@@ -50,13 +50,46 @@ def write_gradient(
         tl.store(bias_parts + columns, tl.sum(grad, axis=0), mask=there)
     if WRITE:
         place = gradient + rows.to(tl.int64)[:, None] * gradient_stride + columns[None, :]
-        inside = here[:, None]
-        if SKIP:
-            # Live tiles are read as a whole; what follows the last column must be no garbage.
-            inside = inside & there[None, :]
-            if column + COLUMNS > vocabulary:
-                tl.store(place, 0.0, mask=here[:, None] & (columns >= vocabulary)[None, :])
+        # What follows the last column is no garbage, because live tiles are read as a whole. The
+        # branch is there in any case: it keeps the assembler from computing all parts at a time.
+        if column + COLUMNS > vocabulary:
+            tl.store(place, 0.0, mask=here[:, None] & (columns >= vocabulary)[None, :])
+        inside = here[:, None] & there[None, :]
         tl.store(place, grad.to(gradient.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def write_half(
+    total, rows, here, target, lse, factor, target_factor, sum_factor,
+    bias, sum_weights, gradient, bias_parts, column, columns_start, vocabulary,
+    gradient_stride, logit_scale, softcap,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BIAS: tl.constexpr, CAP: tl.constexpr,
+    SUM: tl.constexpr, WRITE: tl.constexpr, BIAS_GRADIENT: tl.constexpr,
+    SPLIT: tl.constexpr,
+):  # fmt: skip
+    """`write_gradient`, with SPLIT of one half after the other."""
+    if SPLIT:
+        left, right = halves(total, ROWS, COLUMNS)
+        half: tl.constexpr = COLUMNS // 2
+        write_gradient(
+            left, rows, here, target, lse, factor, target_factor, sum_factor,
+            bias, sum_weights, gradient, bias_parts, column, columns_start, vocabulary,
+            gradient_stride, logit_scale, softcap,
+            half, BIAS, CAP, SUM, WRITE, BIAS_GRADIENT,
+        )  # fmt: skip
+        write_gradient(
+            right, rows, here, target, lse, factor, target_factor, sum_factor,
+            bias, sum_weights, gradient, bias_parts, column + half, columns_start, vocabulary,
+            gradient_stride, logit_scale, softcap,
+            half, BIAS, CAP, SUM, WRITE, BIAS_GRADIENT,
+        )  # fmt: skip
+    else:
+        write_gradient(
+            total, rows, here, target, lse, factor, target_factor, sum_factor,
+            bias, sum_weights, gradient, bias_parts, column, columns_start, vocabulary,
+            gradient_stride, logit_scale, softcap,
+            COLUMNS, BIAS, CAP, SUM, WRITE, BIAS_GRADIENT,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -70,7 +103,7 @@ def gradient_kernel(
     HIDDEN_UNIT: tl.constexpr, WEIGHT_UNIT: tl.constexpr, DIM_UNIT: tl.constexpr,
     EVEN: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
     BIAS: tl.constexpr, CAP: tl.constexpr, SUM: tl.constexpr, SCALED: tl.constexpr,
-    SKIP: tl.constexpr, WRITE: tl.constexpr, BIAS_GRADIENT: tl.constexpr, SPLIT: tl.constexpr,
+    SKIP: tl.constexpr, WRITE: tl.constexpr, BIAS_GRADIENT: tl.constexpr, PARTS: tl.constexpr,
     FILTER_TOKENS: tl.constexpr, FILTER_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Programs: blocks of tokens · tiles of columns, in the order of `tile_of_program`.
@@ -85,7 +118,7 @@ def gradient_kernel(
         gradient: (tokens, vocabulary) of this chunk, in rows that have room for whole tiles.
         bias_parts: float32 (blocks of tokens, vocabulary): the sums over each block's tokens.
         columns_start: of this chunk; `vocabulary` is the number of its columns.
-        SPLIT: whether one half of a tile is finished before the other, which takes fewer registers.
+        PARTS: of a tile that are finished one after the other, which takes fewer registers.
     """
     tiles = tl.cdiv(vocabulary, COLUMNS)
     if SKIP:
@@ -128,25 +161,25 @@ def gradient_kernel(
     sum_factor = factor
     if SUM:
         sum_factor = tl.load(sum_grad + rows, mask=counts, other=0.0) * unit
-    if SPLIT:
+    if PARTS > 1:
         left, right = halves(total, ROWS, COLUMNS)
         half: tl.constexpr = COLUMNS // 2
-        write_gradient(
+        write_half(
             left, rows, here, target, lse, factor, target_factor, sum_factor,
             bias, sum_weights, gradient, bias_parts, column, columns_start, vocabulary,
             gradient_stride, logit_scale, softcap,
-            half, BIAS, CAP, SUM, SKIP, WRITE, BIAS_GRADIENT,
+            ROWS, half, BIAS, CAP, SUM, WRITE, BIAS_GRADIENT, PARTS > 2,
         )  # fmt: skip
-        write_gradient(
+        write_half(
             right, rows, here, target, lse, factor, target_factor, sum_factor,
             bias, sum_weights, gradient, bias_parts, column + half, columns_start, vocabulary,
             gradient_stride, logit_scale, softcap,
-            half, BIAS, CAP, SUM, SKIP, WRITE, BIAS_GRADIENT,
+            ROWS, half, BIAS, CAP, SUM, WRITE, BIAS_GRADIENT, PARTS > 2,
         )  # fmt: skip
     else:
         write_gradient(
             total, rows, here, target, lse, factor, target_factor, sum_factor,
             bias, sum_weights, gradient, bias_parts, column, columns_start, vocabulary,
             gradient_stride, logit_scale, softcap,
-            COLUMNS, BIAS, CAP, SUM, SKIP, WRITE, BIAS_GRADIENT,
+            COLUMNS, BIAS, CAP, SUM, WRITE, BIAS_GRADIENT,
         )  # fmt: skip

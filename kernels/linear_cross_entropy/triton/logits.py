@@ -1,14 +1,27 @@
 """What every launch that computes tiles of logits is told about them."""
 
 from math import gcd
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from ropewalk.kernels.linear_cross_entropy.problem import Problem
-from ropewalk.kernels.linear_cross_entropy.triton.configurations import GROUP, Configuration
+from ropewalk.kernels.linear_cross_entropy.triton.configurations import (
+    GROUP,
+    Configuration,
+    configuration,
+)
 from ropewalk.kernels.linear_cross_entropy.triton.layout import Matrix, arithmetic
 from ropewalk.kernels.sizes import ceil_divide
+
+
+def logits_configuration(
+    kernel: Literal["statistics", "gradient"], hidden: Matrix, weight: Matrix
+) -> Configuration:
+    """How a kernel that computes the logits of these matrices runs."""
+    x = hidden.tensor
+    in_columns = hidden.transposed or weight.transposed
+    return configuration(kernel, x.shape[0], x.dtype, x.device, in_columns=in_columns)
 
 
 def programs(how: Configuration, tokens: int, columns: int) -> tuple[int]:

@@ -61,7 +61,7 @@ def live_product_kernel(
     column = tl.program_id(0) * COLUMNS
     tile = row // ROW_STEP
     count = tl.load(counts + tile)
-    if ADD:
+    if ADD:  # noqa: SIM102 (one of them is known to the compiler)
         if count == 0:
             return
     lists += tile.to(tl.int64) * list_stride
@@ -84,7 +84,8 @@ def live_product_kernel(
         wide = first.to(tl.int64)
         left = load_depth(
             gradient + wide * (row_step if GRADIENT_TRANSPOSED else 1), row_offsets, ROWS,
-            depth - first, ROWS, DEPTH, GRADIENT_TRANSPOSED, EVEN or not GRADIENT_TRANSPOSED, UPCAST,
+            depth - first, ROWS, DEPTH, GRADIENT_TRANSPOSED, EVEN or not GRADIENT_TRANSPOSED,
+            UPCAST,
         )  # fmt: skip
         right = load_depth(
             matrix + wide * (column_step if MATRIX_TRANSPOSED else 1), column_offsets,

@@ -77,7 +77,7 @@ def product(gradient: Tensor, right: Matrix, out: Tensor, *, add: bool, live: Li
         DIM_UNIT=dim_unit,
         EVEN=depth % how.depth == 0,
         ADD=add,
-        SPLIT=how.split,
+        SPLIT=how.parts > 1,
         **how.launch(),
         **arithmetic(gradient.dtype),
     )

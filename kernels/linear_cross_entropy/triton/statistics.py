@@ -118,7 +118,7 @@ def live_kernel(
 ):  # fmt: skip
     """Programs: (blocks of TOKENS tokens, TILES tiles of the map), a row of the map each.
 
-    A tile whose greatest logit is not a number is live, so that what went wrong stays visible.
+    Where a logit is not a number every tile is live, so that what went wrong stays visible.
     """
     rows = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     target = tl.load(targets + rows, mask=rows < tokens, other=IGNORED).to(tl.int32)
@@ -134,7 +134,7 @@ def live_kernel(
         inside = (tile < tiles)[:, None] & counts[None, :]
         place = tile.to(tl.int64)[:, None] * tokens + rows[None, :]
         logit = tl.load(greatest + place, mask=inside, other=float("-inf"))
-        alive = alive | (inside & ((logit > least[None, :]) | (logit != logit)))
+        alive = alive | (inside & ~(logit <= least[None, :]))
     alive = tl.max(alive.to(tl.int32), axis=1)
     place = tl.program_id(0).to(tl.int64) * map_tiles + at
     tl.store(live + place, alive.to(tl.uint8), mask=at < map_tiles)
