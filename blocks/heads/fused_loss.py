@@ -24,8 +24,9 @@ from ropewalk.blocks.heads.tied_embedding import TiedEmbedding
 class FusedLoss:
     """The `forward` of one model and its loss function.
 
-    It takes the place of `model.forward` and not of hooks, which a compiler would trace apart from
-    the model that they belong to. Deep copies of the model have one of their own.
+    It takes the place of `model.forward` and is no hook, which a compiler would trace apart from
+    the model that it belongs to. A deep copy of the model has one of its own. Model and loss refer
+    to each other, so it is the garbage collector that frees them.
 
     Args:
         model: whose forward it becomes.

@@ -59,7 +59,7 @@ def after_head(model: Any, head: nn.Module) -> tuple[float, float | None]:
 
 
 def _candidates(model: Any) -> tuple[list[float], list[float | None]]:
-    config = model.config
+    config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
 
     def number(name: str) -> float | None:

@@ -6,8 +6,8 @@
     head = untie(model)                               # late in training: the head's own matrix
 
 The model keeps its parameters, its class, its state dict's keys, `generate`, `save_pretrained`,
-gradient checkpointing and `resize_token_embeddings`. Tie before `fully_shard`, `torch.compile` and
-adapters, and before the optimizer is made where `source` is given.
+gradient checkpointing and `resize_token_embeddings`. Tie before `fully_shard`, `torch.compile`,
+adapters and `ropewalk.llm.plug`, and before the optimizer is made where `source` is given.
 """
 
 from typing import Any, Literal

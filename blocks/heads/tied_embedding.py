@@ -249,7 +249,9 @@ class TiedEmbedding(nn.Module):
     def output_matrix(self) -> Float[Tensor, "vocabulary dim"]:
         """S(E): the matrix of an `nn.Linear` that computes `raw_logits`.
 
-        The table itself for "identity", otherwise a tensor that is computed here and now.
+        The table itself for "identity", otherwise a tensor that is computed here and now. Late in
+        training, its copy may become the `output_weight` of an "untied" head with this `weight`,
+        and nothing changes at that moment.
         """
         if self.projection is not None:
             return nn.functional.linear(self.weight, self.projection)

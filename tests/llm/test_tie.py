@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -227,6 +227,39 @@ def test_tying_again_is_the_same(make_model):
     assert tie(model) is tie(model)
     with pytest.raises(ValueError, match=r"tied with output 'identity'; untie\(model\) first"):
         tie(model, output="swap")
+
+
+class Bare(nn.Module):
+    """No transformers model, but it answers the two questions; its head comes first."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(8, 11)
+        self.table = nn.Embedding(11, 8)
+        self.out.weight = self.table.weight
+
+    def get_input_embeddings(self):
+        return self.table
+
+    def get_output_embeddings(self):
+        return self.out
+
+    def forward(self, input_ids):
+        return self.out(self.table(input_ids).tanh())
+
+
+def test_any_model_that_says_where_its_ends_are(tmp_path):
+    model, ids = Bare(), torch.arange(11)
+    expected, state = model(ids), copy.deepcopy(model.state_dict())
+    tie(model)
+    assert torch.equal(model(ids), expected)
+    # No class would tie them on loading, so both are written.
+    save_file(model.state_dict(), tmp_path / "file.safetensors")
+    for other in (load_file(tmp_path / "file.safetensors"), state):
+        fresh = Bare()
+        tie(fresh)
+        fresh.load_state_dict(other)
+        assert torch.equal(fresh(ids), expected)
 
 
 def test_a_configuration_that_two_models_share_is_not_changed(make_model):

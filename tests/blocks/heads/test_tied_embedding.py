@@ -181,6 +181,15 @@ def test_round_trips(output, tmp_path):
         assert torch.equal(new(torch.arange(13)), head(torch.arange(13)))
 
 
+@pytest.mark.parametrize("output", ["identity", "swap", "shuffle", "orthogonal"])
+def test_untied_late_in_training(output):
+    head, hidden = make(output, bias=True, softcap=4.0), torch.randn(3, 6)
+    late = TiedEmbedding(13, 6, output="untied", bias=True, softcap=4.0)
+    late.weight, late.bias = head.weight, head.bias
+    late.output_weight = torch.nn.Parameter(head.output_matrix().detach().clone())
+    torch.testing.assert_close(late.logits(hidden), head.logits(hidden))
+
+
 def is_tied(head):
     """Whether the logits follow the embedding."""
     before = head.logits(torch.ones(1, head.embedding_dim))
