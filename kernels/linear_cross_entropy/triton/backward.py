@@ -65,8 +65,14 @@ class _Backward:
         needs: Needs,
     ) -> None:
         p = self.problem = problem
-        self.logsumexp, self.live, self.needs = logsumexp.contiguous(), live, needs
-        self.upstream = Upstream(*(None if x is None else x.contiguous() for x in upstream))
+        self.logsumexp = logsumexp.contiguous()
+        self.live = None if live is None else live.contiguous()
+        logsumexp_grad, target_grad, sum_grad = upstream
+        self.upstream = Upstream(
+            logsumexp_grad.contiguous(),
+            target_grad.contiguous(),
+            None if sum_grad is None else sum_grad.contiguous(),
+        )
         self.hidden, self.weight = matrix(p.hidden), matrix(p.weight)
         self.scale = gradient_scale(p, upstream)
         self.how = logits_configuration("gradient", self.hidden, self.weight)
@@ -109,8 +115,9 @@ class _Backward:
         weight_grad = None if self.weight_grad is None else self.weight_grad[start:end]
         weight_sum = weight_grad
         # One product writes the gradient itself; a sum of several, or a scaled one, is float32.
-        if weight_grad is not None and (len(self.token_chunks) > 1 or self.scale is not None):
-            weight_sum = weight_grad.to(torch.float32)
+        summed = len(self.token_chunks) > 1 or self.scale is not None
+        if weight_grad is not None and summed and weight_grad.dtype != torch.float32:
+            weight_sum = weight_grad.new_empty(weight_grad.shape, dtype=torch.float32)
         for token_chunk, (first, last) in enumerate(self.token_chunks):
             gradient = self._gradient(first, last, start, end)
             if gradient is None:
@@ -151,7 +158,7 @@ class _Backward:
             p,
             self.hidden.rows(first, last),
             self.weight.rows(start, end),
-            p.targets[first:last],
+            p.targets[first:last].contiguous(),
             None if p.bias is None else p.bias[start:end],
             None if p.sum_weights is None else p.sum_weights[start:end],
             how,

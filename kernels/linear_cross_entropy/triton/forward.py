@@ -72,7 +72,7 @@ def _some_tokens(
 ) -> None:
     """Writes the statistics of tokens `start` to `end`."""
     p, tiles = problem, ceil_divide(problem.vocabulary, how.columns)
-    targets, logsumexp = p.targets[start:end], found.logsumexp[start:end]
+    targets, logsumexp = p.targets[start:end].contiguous(), found.logsumexp[start:end]
     parts = scratch.pop()
     greatest = None if p.exact else scratch.pop()
     sums = None if p.sum_weights is None else scratch.pop()

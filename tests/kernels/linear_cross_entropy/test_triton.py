@@ -153,8 +153,8 @@ def test_no_tokens(kernel_device):
     assert found.live is not None
     assert found.live.shape == (0, 1)
     gradients = triton.gradients(p, found.logsumexp, found.live, upstream, ALL)
-    for given, grad in zip((p.hidden, p.weight, p.bias), gradients, strict=True):
-        torch.testing.assert_close(grad, torch.zeros_like(given))
+    for of, grad in zip((p.hidden, p.weight, p.bias), gradients, strict=True):
+        torch.testing.assert_close(grad, torch.zeros_like(of))
 
 
 def laid_out(x: Tensor, layout: str) -> Tensor:
@@ -179,6 +179,22 @@ def test_any_strides(hidden, weight, exact, kernel_device, uninitialised):
         p.sum_weights, p.logit_scale, p.softcap, p.exact,
     )  # fmt: skip
     torch.testing.assert_close(by_kernels(strided, upstream), expected)
+
+
+def test_vectors_of_any_strides(kernel_device, uninitialised):
+    p, upstream = draw(21, 9, 70, device=kernel_device, bias=True, summed=True)
+    expected = by_kernels(p, upstream)
+
+    def apart(x: Tensor) -> Tensor:
+        return torch.stack((x, torch.zeros_like(x)), -1)[:, 0]
+
+    assert p.bias is not None
+    assert p.sum_weights is not None
+    scattered = Problem(
+        p.hidden, p.weight, apart(p.targets), apart(p.bias), apart(p.sum_weights), 1.0, None, True
+    )
+    upstream = Upstream(*(None if x is None else apart(x) for x in upstream))
+    torch.testing.assert_close(by_kernels(scattered, upstream), expected, rtol=0, atol=0)
 
 
 def test_one_row_for_all_tokens(kernel_device, as_exact_as):
