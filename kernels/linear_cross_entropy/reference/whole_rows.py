@@ -4,7 +4,6 @@ With all of a token's logits at hand the gradient follows in place, so that they
 The steps between the products go by a few rows, which a cache holds.
 """
 
-import torch
 from torch import Tensor
 
 from ropewalk.kernels.linear_cross_entropy.chunks import WORKSPACE, Chunks, spans
@@ -39,8 +38,9 @@ def loss_and_gradients(
     tiles = Tiles(problem, Chunks(tokens, problem.vocabulary))
     columns, weight = slice(0, problem.vocabulary), problem.weight
     total = problem.hidden.new_zeros(())
-    hidden_grad = torch.zeros_like(problem.hidden) if needs.hidden else None
-    weight_grad = torch.zeros_like(weight) if needs.weight else None
+    # In rows, whatever the strides of the inputs: what the fake operator says.
+    hidden_grad = weight.new_zeros(problem.hidden.shape) if needs.hidden else None
+    weight_grad = weight.new_zeros(weight.shape) if needs.weight else None
     bias_grad = weight.new_zeros(problem.vocabulary) if needs.bias else None
     for rows in counted_tokens(problem.targets, tokens):
         hidden = tiles.hidden(rows)

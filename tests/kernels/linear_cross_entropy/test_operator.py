@@ -21,6 +21,8 @@ def arguments(problem, *, exact, with_bias, with_sum, dtype=torch.float32, grad=
     sums = torch.linspace(0.5, 1.5, 13, dtype=wide) if with_sum else None
     leaves = [x.detach().requires_grad_(grad) for x in (hidden, weight, bias)]
     bias = leaves[2] if with_bias else None
+    if not exact:  # the weights in columns, as a view of a transposed matrix has them
+        leaves[1] = leaves[1].detach().T.contiguous().T.requires_grad_(grad)
     return (*leaves[:2], codes, bias, sums, *CONSTANTS, exact, "reference")
 
 
@@ -64,13 +66,17 @@ def test_gradcheck(problem, with_sum):
 
 @pytest.mark.opcheck
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "z_loss": 0.1}])
-def test_opcheck_of_the_loss_at_once(problem, monkeypatch, options):
+@pytest.mark.parametrize("columns", [False, True])
+def test_opcheck_of_the_loss_at_once(problem, monkeypatch, options, columns):
     given = []
     operator = at_once.vocabulary_loss_op
     monkeypatch.setattr(at_once, "vocabulary_loss_op", lambda *x: given.append(x) or operator(*x))
     hidden, weight, bias, goals = problem(9, dim=5, vocabulary=13)
     linear_cross_entropy(hidden, weight, goals, bias=bias, softcap=3.0, **options)
-    leaves = [x.detach().requires_grad_() for x in given[0][:3]]
+    leaves = [x.detach() for x in given[0][:3]]
+    if columns:
+        leaves = [x.T.contiguous().T if x.ndim == 2 else x for x in leaves]
+    leaves = [x.requires_grad_() for x in leaves]
     torch.library.opcheck(operator, (*leaves, *given[0][3:]))
 
 
@@ -170,3 +176,20 @@ def test_twice_through_one_graph(problem):
     loss = linear_cross_entropy(hidden, weight, goals)
     first = torch.autograd.grad(loss, (hidden, weight), retain_graph=True)
     torch.testing.assert_close(first, torch.autograd.grad(loss, (hidden, weight)), rtol=0, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_compiled_with_matrices_in_columns(problem, reduction):
+    torch.compiler.reset()
+    hidden, weight, _, goals = problem(7, dtype=torch.float32)
+    hidden, weight = (x.detach().T.contiguous().T.requires_grad_() for x in (hidden, weight))
+
+    def step(hidden, weight):
+        return linear_cross_entropy(hidden * 1.5, weight * 2, goals, reduction=reduction).sum()
+
+    results = []
+    for function in (torch.compile(step, fullgraph=True), step):
+        loss = function(hidden, weight)
+        results.append((loss, *torch.autograd.grad(loss, (hidden, weight))))
+    torch.testing.assert_close(*results)
