@@ -66,6 +66,12 @@ class FusedLoss:
             return self._previous
         return type(self.model).forward.__get__(self.model)
 
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self._previous is not None:
+            return self._previous(*args, **kwargs)
+        # Not a bound method, which compilers of torch 2.11 cannot make.
+        return type(self.model).forward(self.model, *args, **kwargs)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward."""
         labels = kwargs.get("labels")
@@ -74,7 +80,7 @@ class FusedLoss:
         self._wanted = labels is not None and (self.model.training or self.forced)
         self._taken = self._computed = False
         try:
-            output = self.__wrapped__(*args, **kwargs)
+            output = self._forward(*args, **kwargs)
             fused, computed = self._taken, self._computed
         finally:
             self._wanted = self._taken = False

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ropewalk.blocks.rotary.checks import require_number, require_positive
+from ropewalk.kernels.autocast import suspended
 
 # Tiles of at most so many logits: 16 MB in float32.
 _TILE_TOKENS = 1024
@@ -79,7 +80,7 @@ def head_statistics(
         for start in range(0, len(table), _TILE_COLUMNS):
             columns = slice(start, start + _TILE_COLUMNS)
             # Autocast would round the products to half.
-            with torch.autocast(hidden.device.type, enabled=False):
+            with suspended(hidden):
                 logits = tokens.to(dtype) @ table[columns].to(dtype).mT
             if bias is not None:
                 logits = logits + bias[columns].to(dtype)
