@@ -137,6 +137,7 @@ def test_it_can_be_added_to_a_tied_model(make_model, tokens):
     torch.testing.assert_close(got.loss, expected.loss)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["model", "step"])
 def test_compiled_whole(make_model, tokens, what):
     stock = make_model(tie_word_embeddings=True).train()
