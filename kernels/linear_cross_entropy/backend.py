@@ -36,7 +36,9 @@ def implementation(hidden: Tensor, backend: str) -> ModuleType:
     if reason is None:
         from ropewalk.kernels.linear_cross_entropy import triton
 
-        return triton
+        reason = triton.unsupported(hidden)
+        if reason is None:
+            return triton
     if backend == "auto":
         return reference
     raise ValueError(f"backend 'triton' cannot run: {reason}")

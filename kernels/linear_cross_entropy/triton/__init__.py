@@ -9,7 +9,8 @@
     logits.py          what every launch that computes logits is told
     sizes.py           how many tokens and columns are held at once
     scale.py           keeps gradients of float16 within its range
-    matmul.py          the gradient's products where nothing is skipped: torch's own
+    live.py            the map of live tiles as lists
+    products.py        the gradient's products: torch's own where nothing is skipped
     forward.py         launches: `statistics`
     backward.py        launches: `gradients`
 
@@ -20,5 +21,6 @@ reads a value back from the device.
 
 from ropewalk.kernels.linear_cross_entropy.triton.backward import gradients
 from ropewalk.kernels.linear_cross_entropy.triton.forward import statistics
+from ropewalk.kernels.linear_cross_entropy.triton.layout import unsupported
 
-__all__ = ["gradients", "statistics"]
+__all__ = ["gradients", "statistics", "unsupported"]

@@ -49,6 +49,13 @@ def matrix(x: Tensor) -> Matrix:
     return Matrix(x.contiguous(), False, max(x.shape[1], 1) // unit, unit)
 
 
+def unsupported(hidden: Tensor) -> str | None:
+    """Why the kernels cannot run where these hidden states are, or None."""
+    if hidden.is_cuda and torch.cuda.get_device_capability(hidden.device) < (8, 0):
+        return "its kernels are proven for compute capability 8.0 and later"
+    return None
+
+
 def precision(dtype: torch.dtype) -> str:
     """How tensor cores multiply float32: to its full accuracy unless torch is told otherwise."""
     if dtype != torch.float32:

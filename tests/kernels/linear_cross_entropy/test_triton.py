@@ -1,5 +1,7 @@
 """Triton's kernels equal logits that were written out: interpreted and on a device, in float32."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -299,3 +301,11 @@ def test_small_gradients_of_float16_do_not_vanish(kernel_device):
     torch.testing.assert_close(grad.double(), truth, rtol=2e-3, atol=2.0**-21)
     torch.testing.assert_close(bias_grad.double(), bias_truth, rtol=2e-3, atol=2.0**-21)
     assert truth.abs().max() > 2.0**-14
+
+
+def test_chips_before_ampere_are_refused(monkeypatch):
+    """Asked of a tensor that says it is on one."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    turing = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 0))
+    assert "8.0" in str(triton.unsupported(turing))
+    assert triton.unsupported(torch.empty(1, 1)) is None

@@ -154,6 +154,19 @@ def test_weights_in_columns(arch: int, compile_launches: Callable[..., list[Any]
     compiled(compile_launches, p, arch)
 
 
+def test_float32_in_one_pass(arch: int, compile_launches: Callable[..., list[Any]]) -> None:
+    """Where torch is told that TF32 will do."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        kernels = compiled(
+            compile_launches, problem(FP32, ODD, **VARIANTS["heavy, skipping"]), arch
+        )
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert kernels["gradient_kernel"][0].constexprs["PRECISION"] == "tf32"
+
+
 def test_one_chunk_of_tokens_needs_no_accumulator_of_the_weights_gradient() -> None:
     """So that the workspace and the hidden states' sum are all there is beside the gradients."""
     from ropewalk.kernels.linear_cross_entropy import chunks
