@@ -3,7 +3,8 @@
 Tiles were chosen by reasoning and not by the clock: a tile of 128 × 256 logits reads the fewest
 bytes for each product that still fits the registers, and is a tile of the filter; few tokens take
 fewer rows. tests/kernels/linear_cross_entropy/test_triton_compile.py compiles the kernels ahead of
-time and finds each within its chip's shared memory and without a spilled register. Chips:
+time and finds each within its chip's shared memory and without a spilled register, with Triton 3.7
+as with 3.6. Chips:
 
     sm_90   Hopper and later data-centre chips, 227 KiB of shared memory a block
     sm_80   A100, 163 KiB
@@ -64,12 +65,12 @@ HALF: dict[Chip, dict[Kernel, Configuration]] = {
     "sm_80": {
         "statistics": Configuration(128, 256, 32, 8, 4),
         "gradient": Configuration(128, 256, 32, 8, 4),
-        "product": Configuration(128, 128, 64, 8, 4),
+        "product": Configuration(128, 128, 32, 8, 4),
     },
     "small": {
         "statistics": Configuration(128, 256, 32, 8, 4),
         "gradient": Configuration(128, 256, 32, 8, 4),
-        "product": Configuration(128, 128, 64, 8, 3),
+        "product": Configuration(128, 128, 32, 8, 4),
     },
 }
 """16-bit elements."""
@@ -111,7 +112,7 @@ def configuration(
     dtype: torch.dtype,
     device: torch.device,
     *,
-    in_columns: bool = False,
+    awkward: bool = False,
 ) -> Configuration:
     """The shipped configuration of a kernel.
 
@@ -120,12 +121,13 @@ def configuration(
         rows: how many there are, tokens or rows of a product.
         dtype: of the matrices.
         device: where they are.
-        in_columns: whether hidden states or weights lie in columns, which takes more registers.
+        awkward: whether a matrix lies in columns or in rows that do not begin at multiples of 16
+            bytes, which takes more registers.
     """
     if interpreted():
         return INTERPRETED
     how = (HALF if dtype.itemsize == 2 else SINGLE)[chip(device)][kernel]
-    if in_columns:
+    if awkward:
         how = how._replace(columns=min(how.columns, 128))
     if rows > FEW:
         return how

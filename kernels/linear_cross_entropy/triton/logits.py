@@ -20,8 +20,8 @@ def logits_configuration(
 ) -> Configuration:
     """How a kernel that computes the logits of these matrices runs."""
     x = hidden.tensor
-    in_columns = hidden.transposed or weight.transposed
-    return configuration(kernel, x.shape[0], x.dtype, x.device, in_columns=in_columns)
+    awkward = any(m.transposed or m.unit * x.itemsize < 16 for m in (hidden, weight))
+    return configuration(kernel, x.shape[0], x.dtype, x.device, awkward=awkward)
 
 
 def programs(how: Configuration, tokens: int, columns: int) -> tuple[int]:
