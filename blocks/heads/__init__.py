@@ -5,11 +5,7 @@ output_forms.py     how the output matrix is made of the table
 initialisation.py   the table's standard deviation, and the loss that a model starts at
 statistics.py       what a head does to its vocabulary
 sharding.py         values beside sharded parameters
-tie.py              tie and untie, for models of transformers; it is made of
-model_parts.py      where the embedding and the head are, and what is refused
-model_probe.py      what a model does to its logits, found out by running it
-tied_head.py        the modules that are put there
-fused_loss.py       the model's own loss, without logits
+tying/              tie and untie, for models of transformers
 """
 
 from ropewalk.blocks.heads.initialisation import (
@@ -20,8 +16,8 @@ from ropewalk.blocks.heads.initialisation import (
 )
 from ropewalk.blocks.heads.output_forms import OUTPUT_FORMS, OutputForm
 from ropewalk.blocks.heads.statistics import HeadStatistics, head_statistics
-from ropewalk.blocks.heads.tie import tie, untie
 from ropewalk.blocks.heads.tied_embedding import TiedEmbedding
+from ropewalk.blocks.heads.tying import tie, untie
 
 __all__ = [
     "INITIALISATIONS",

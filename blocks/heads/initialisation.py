@@ -14,8 +14,8 @@ form under which a token does not predict itself, for which the first term is e^
 import math
 from typing import Literal, get_args
 
+from ropewalk.blocks.checks import require_integer, require_number, require_positive
 from ropewalk.blocks.heads.output_forms import OUTPUT_FORMS, OutputForm
-from ropewalk.blocks.rotary.checks import require_integer, require_number, require_positive
 
 Initialisation = Literal["vocab", "normal", "inverse_sqrt"]
 INITIALISATIONS: tuple[Initialisation, ...] = get_args(Initialisation)

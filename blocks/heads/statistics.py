@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ropewalk.blocks.rotary.checks import require_number, require_positive
+from ropewalk.blocks.checks import require_number, require_positive
 from ropewalk.kernels.autocast import suspended
 
 # Tiles of at most so many logits: 16 MB in float32.

@@ -18,10 +18,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ropewalk.blocks.checks import require_integer, require_number, require_positive
 from ropewalk.blocks.heads.initialisation import Initialisation, initial_std
 from ropewalk.blocks.heads.output_forms import OutputForm, check_output, permute, unpermute
 from ropewalk.blocks.heads.sharding import like_parameter
-from ropewalk.blocks.rotary.checks import require_integer, require_number, require_positive
 from ropewalk.kernels.linear_cross_entropy import Backend, Reduction, linear_cross_entropy
 
 Loss = Float[Tensor, ""] | Float[Tensor, "*batch"]

@@ -21,7 +21,8 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
-from ropewalk.blocks.rotary.checks import require_base, require_integer, require_rotary_dim
+from ropewalk.blocks.checks import require_integer
+from ropewalk.blocks.rotary.checks import require_base, require_rotary_dim
 from ropewalk.blocks.rotary.embedding import cosine_sine
 from ropewalk.blocks.rotary.frequency import Default, FrequencyRule
 from ropewalk.kernels.rotary import LAYOUTS, Layout, rotate

@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ropewalk.blocks.rotary.checks import require_integer, require_positive
+from ropewalk.blocks.checks import require_integer, require_positive
 from ropewalk.kernels.rotary_attention.protocols import Branch, PositionMap
 
 

@@ -13,12 +13,8 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
-from ropewalk.blocks.rotary.checks import (
-    require_base,
-    require_integer,
-    require_number,
-    require_rotary_dim,
-)
+from ropewalk.blocks.checks import require_integer, require_number
+from ropewalk.blocks.rotary.checks import require_base, require_rotary_dim
 from ropewalk.blocks.rotary.frequency import Default, FrequencyRule
 from ropewalk.kernels.rotary import LAYOUTS, Backend, Layout, rotate, rotate_query_key
 

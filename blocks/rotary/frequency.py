@@ -23,12 +23,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ropewalk.blocks.rotary.checks import (
-    require_base,
-    require_length,
-    require_positive,
-    require_rotary_dim,
-)
+from ropewalk.blocks.checks import require_positive
+from ropewalk.blocks.rotary.checks import require_base, require_length, require_rotary_dim
 
 
 def default_frequencies(

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from ropewalk.blocks.rotary.checks import require_integer, require_positive
+from ropewalk.blocks.checks import require_integer, require_positive
 from ropewalk.blocks.rotary.frequency import FrequencyRule, default_frequencies
 
 

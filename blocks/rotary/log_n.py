@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from ropewalk.blocks.rotary.checks import require_integer
+from ropewalk.blocks.checks import require_integer
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ropewalk.blocks.rotary.checks import (
-    require_integer,
-    require_number,
-    require_positive,
-    require_rotary_dim,
-)
+from ropewalk.blocks.checks import require_integer, require_number, require_positive
+from ropewalk.blocks.rotary.checks import require_rotary_dim
 from ropewalk.blocks.rotary.frequency import FrequencyRule, default_frequencies
 from ropewalk.blocks.rotary.longrope import LongRoPE
 

@@ -23,8 +23,9 @@ from einops import rearrange
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
+from ropewalk.blocks.checks import require_integer
 from ropewalk.blocks.rotary.axial import axial_frequencies
-from ropewalk.blocks.rotary.checks import require_base, require_integer, require_rotary_dim
+from ropewalk.blocks.rotary.checks import require_base, require_rotary_dim
 from ropewalk.kernels.rotary import rotate
 
 

@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ropewalk.blocks.checks import require_integer
 from ropewalk.blocks.rotary.axial import grid_coordinates
-from ropewalk.blocks.rotary.checks import require_integer
 
 
 def rope_tie_positions(

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ropewalk.blocks.rotary.checks import require_integer, require_positive
+from ropewalk.blocks.checks import require_integer, require_positive
 from ropewalk.blocks.rotary.frequency import FrequencyRule
 
 

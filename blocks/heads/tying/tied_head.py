@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ropewalk.blocks.heads.fused_loss import FusedLoss
 from ropewalk.blocks.heads.sharding import is_sharded
 from ropewalk.blocks.heads.tied_embedding import TiedEmbedding
+from ropewalk.blocks.heads.tying.fused_loss import FusedLoss
 
 _OF_THE_HEAD = ("bias", "projection")
 _ROWS = 4096  # of a matrix that are compared at once

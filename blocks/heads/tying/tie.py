@@ -15,11 +15,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ropewalk.blocks.heads.fused_loss import fuse
-from ropewalk.blocks.heads.model_parts import Parts, check_behaviour, ends_of, find_parts
-from ropewalk.blocks.heads.model_probe import after_head
 from ropewalk.blocks.heads.output_forms import OutputForm, check_output, permute
-from ropewalk.blocks.heads.replacement import (
+from ropewalk.blocks.heads.sharding import is_sharded
+from ropewalk.blocks.heads.tied_embedding import TiedEmbedding
+from ropewalk.blocks.heads.tying.fused_loss import fuse
+from ropewalk.blocks.heads.tying.parts import Parts, check_behaviour, ends_of, find_parts
+from ropewalk.blocks.heads.tying.probe import after_head
+from ropewalk.blocks.heads.tying.replacement import (
     Changes,
     make_embedding,
     own_embedding,
@@ -28,9 +30,7 @@ from ropewalk.blocks.heads.replacement import (
     refresh_tied_keys,
     set_config,
 )
-from ropewalk.blocks.heads.sharding import is_sharded
-from ropewalk.blocks.heads.tied_embedding import TiedEmbedding
-from ropewalk.blocks.heads.tied_head import ModelEmbedding, TiedHead
+from ropewalk.blocks.heads.tying.tied_head import ModelEmbedding, TiedHead
 
 _SOURCES = (None, "embedding", "head")
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ropewalk.blocks.heads.model_parts import same
-from ropewalk.blocks.heads.model_probe import evaluated, probe_tokens, run
 from ropewalk.blocks.heads.tied_embedding import TiedEmbedding
+from ropewalk.blocks.heads.tying.parts import same
+from ropewalk.blocks.heads.tying.probe import evaluated, probe_tokens, run
 
 
 class FusedLoss:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ropewalk.blocks.heads.model_parts import same
+from ropewalk.blocks.heads.tying.parts import same
 
 _TOKENS = 6
 

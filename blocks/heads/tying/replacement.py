@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ropewalk.blocks.heads.model_parts import Parts, same, some_tokens
 from ropewalk.blocks.heads.output_forms import OutputForm, unpermute
-from ropewalk.blocks.heads.tied_head import ModelEmbedding, TiedHead
+from ropewalk.blocks.heads.tying.parts import Parts, same, some_tokens
+from ropewalk.blocks.heads.tying.tied_head import ModelEmbedding, TiedHead
 
 
 class Changes:
