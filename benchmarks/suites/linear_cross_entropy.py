@@ -122,7 +122,9 @@ def _case(shape: LossShape, figure: str = "", *, x: str = "tokens", kind: Kind =
 
 def _peers(shape: LossShape) -> tuple[str, ...]:
     if shape.device == "cpu":
-        return CPU_PEERS
+        # Its smallest chunks take seconds a call: it is measured where the goals are.
+        slow = shape.vocabulary > CPU_MAIN[2] or shape.ignored or shape.distribution == "trained"
+        return tuple(peer for peer in CPU_PEERS if not (slow and peer == "torch-fused"))
     return CUDA_PEERS if shape.backward else tuple(p for p in CUDA_PEERS if p not in BACKWARD_ONLY)
 
 
