@@ -50,7 +50,8 @@ def mark_live(
         targets: (some,), as `Problem` has them.
         dtype: of the hidden states.
     """
-    counts = tile_maximum - logsumexp[:, None] > log_resolution(dtype)
+    # Negated, so that a tile with a NaN is live and what went wrong stays visible.
+    counts = ~(tile_maximum - logsumexp[:, None] <= log_resolution(dtype))
     tiles = torch.arange(live.shape[1], device=live.device)
     counts |= targets.div(FILTER_COLUMNS, rounding_mode="floor")[:, None] == tiles
     blocks = tokens.div(FILTER_TOKENS, rounding_mode="floor")[:, None].expand_as(counts)

@@ -54,7 +54,7 @@ def test_the_map_of_live_tiles(peaked):
     torch.testing.assert_close(live, expected)
 
 
-def test_dead_tiles_are_not_computed(peaked, monkeypatch):
+def test_dead_tiles_are_not_computed(peaked):
     """Their rows of weights are poisoned between forward and backward and reach nothing."""
     hidden, weight, targets = peaked
     loss = linear_cross_entropy(hidden, weight, targets, exact=False)
@@ -97,3 +97,13 @@ def test_label_smoothing_leaves_nothing_out(peaked):
         loss = linear_cross_entropy(hidden, weight, targets, label_smoothing=0.1, exact=exact)
         gradients.append(torch.autograd.grad(loss, (hidden, weight)))
     torch.testing.assert_close(*gradients, rtol=0, atol=0)
+
+
+def test_what_is_not_a_number_stays_visible(peaked):
+    hidden, weight, targets = peaked
+    with torch.no_grad():
+        weight[-1] = torch.nan
+    loss = linear_cross_entropy(hidden, weight, targets, exact=False)
+    loss.backward()
+    assert loss.isnan()
+    assert hidden.grad[targets != -100].isnan().all()
