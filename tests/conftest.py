@@ -1,11 +1,16 @@
-"""Which of the kernels' proofs this process can run; CONTRIBUTING, "How an op is proven".
+"""Which of the kernels' proofs this process can run, and two ranks of a process group.
 
-Triton decides once, when it is imported, whether its kernels are interpreted. So one process
-interprets (`interpret`) and another one compiles (`compile`) or launches (`gpu`).
+The proofs are CONTRIBUTING's, "How an op is proven". Triton decides once, when it is imported,
+whether its kernels are interpreted. So one process interprets (`interpret`) and another one
+compiles (`compile`) or launches (`gpu`).
 """
 
 import functools
 import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,3 +58,28 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             reason = unable(marker)
             if reason is not None:
                 pytest.skip(reason)
+
+
+@pytest.fixture
+def two_ranks(tmp_path: Path) -> Callable[[Path, str], None]:
+    """`two_ranks(worker, case)`: runs `python worker case meeting rank` for ranks 0 and 1.
+
+    The ranks meet at the file `meeting`, so that tests can run side by side; both must succeed.
+    """
+
+    def run(worker: Path, case: str) -> None:
+        command = [sys.executable, str(worker), case, str(tmp_path / "meeting")]
+        ranks = [
+            subprocess.Popen(
+                [*command, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+            for rank in range(2)
+        ]
+        try:
+            printed = [rank.communicate(timeout=240)[0] for rank in ranks]
+        finally:
+            for rank in ranks:
+                rank.kill()
+        assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(printed)
+
+    return run

@@ -1,7 +1,5 @@
 """Two ranks with a slice of the vocabulary each compute what one process does with all of it."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,15 +9,5 @@ WORKER = Path(__file__).with_name("parallel_worker.py")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["losses", "slices", "half", "compiled", "refused"])
-def test_two_ranks(case, tmp_path):
-    command = [sys.executable, str(WORKER), case, str(tmp_path / "meeting")]
-    ranks = [
-        subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        for rank in range(2)
-    ]
-    try:
-        printed = [rank.communicate(timeout=240)[0].decode() for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(printed)
+def test_two_ranks(two_ranks, case):
+    two_ranks(WORKER, case)
