@@ -39,10 +39,11 @@ class Tolerance(NamedTuple):
 
 # A loss that torch sums in bfloat16 is 1 to 2 % off, and gradients of the weight that are summed in
 # bfloat16 over chunks of tokens are 1 to 3 %; a chunk of 128 tokens that is left out is 10 %.
+# Materialised in float32, after training, torch's are 1.5e-4 off at 4096 tokens.
 TOLERANCES = {
     torch.bfloat16: Tolerance(5e-2, 1e-1),
     torch.float16: Tolerance(1e-2, 5e-2),
-    torch.float32: Tolerance(1e-4, 1e-4),
+    torch.float32: Tolerance(1e-3, 1e-3),
 }
 
 
