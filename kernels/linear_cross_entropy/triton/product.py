@@ -51,7 +51,7 @@ def live_product_kernel(
         lists: (tiles of rows, list_stride) live tiles of the depth, `counts` of them.
         ROW_STEP: rows of a tile of the map, a multiple of ROWS.
         DEPTH_STEP: its depth, a multiple of DEPTH.
-        EVEN: whether `depth` is a multiple of DEPTH.
+        EVEN: whether `depth` is a multiple of DEPTH_STEP, so that no live tile ends past it.
         dims: of the dimension, in units of DIM_UNIT.
         ADD: to what `out` holds.
         SPLIT: whether one half of a tile is written before the other, which takes fewer registers.

@@ -75,7 +75,7 @@ def product(gradient: Tensor, right: Matrix, out: Tensor, *, add: bool, live: Li
         MATRIX_TRANSPOSED=turned.transposed,
         MATRIX_UNIT=turned.unit,
         DIM_UNIT=dim_unit,
-        EVEN=depth % how.depth == 0,
+        EVEN=depth % live.depth_step == 0,
         ADD=add,
         SPLIT=how.parts > 1,
         **how.launch(),

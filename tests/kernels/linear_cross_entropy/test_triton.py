@@ -1,5 +1,6 @@
 """Triton's kernels equal logits that were written out: interpreted and on a device, in float32."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -169,6 +170,23 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
 
 
 LAYOUTS = [("in columns", "wide rows"), ("wide rows", "in columns"), ("scattered", "scattered")]
+
+
+def followed_by_nan(x: Tensor) -> Tensor:
+    """The same rows, in memory that goes on with what must not be read."""
+    return torch.cat((x, torch.full((300, x.shape[1]), torch.nan).to(x)))[: len(x)]
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize(("tokens", "vocabulary"), [(32, 64), (128, 192), (64, 256), (20, 70)])
+def test_nothing_past_the_last_row_is_read(tokens, vocabulary, exact, kernel_device, uninitialised):
+    """Whole tiles of the kernels that are no whole tiles of the filter, among others."""
+    p, upstream = draw(tokens, 16, vocabulary, device=kernel_device, exact=exact)
+    expected = by_kernels(p, upstream)
+    alone = replace(p, hidden=followed_by_nan(p.hidden), weight=followed_by_nan(p.weight))
+    found = by_kernels(alone, upstream)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert all(x.isfinite().all() for x in found)
 
 
 @pytest.mark.parametrize(("hidden", "weight"), LAYOUTS)
