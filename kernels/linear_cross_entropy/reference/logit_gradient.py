@@ -1,6 +1,6 @@
 """From a tile of logits to the gradient of the loss with respect to it, in place; and its products.
 
-dL/dz_v = g_logsumexp · exp(z_v − logsumexp) + g_target · [v = y] + g_sum · s_v
+    dL/dz_v = g_logsumexp · exp(z_v − logsumexp) + g_target · [v = y] + g_sum · s_v
 """
 
 from torch import Tensor

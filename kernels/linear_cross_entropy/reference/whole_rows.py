@@ -1,26 +1,22 @@
 """The loss and its gradients from whole rows of logits, a chunk of tokens at a time.
 
-With all of a token's logits at hand the gradient follows in place, so that they are computed once.
-The steps between the products go by a few rows, which a cache holds.
+With all of a token's logits at hand torch's softmax turns them into probabilities where they are, a
+row in a core's cache at a time, and the gradient follows in place. The logsumexp is read off the
+greatest probability, which is never small. Where the loss is a plain mean or sum, a token's factor
+is multiplied onto its hidden state and its gradient, which are shorter than its logits.
 """
 
+import torch
 from torch import Tensor
 
-from ropewalk.kernels.linear_cross_entropy.chunks import WORKSPACE, Chunks, spans
-from ropewalk.kernels.linear_cross_entropy.problem import Needs, Problem, Statistics, Upstream
+from ropewalk.kernels.linear_cross_entropy.chunks import WORKSPACE, Chunks
+from ropewalk.kernels.linear_cross_entropy.problem import Needs, Problem, Statistics
 from ropewalk.kernels.linear_cross_entropy.reduction import Factors, token_losses
 from ropewalk.kernels.linear_cross_entropy.reference.gradients import Gradients
-from ropewalk.kernels.linear_cross_entropy.reference.logit_gradient import (
-    add_product,
-    scaled,
-    to_gradient,
-)
 from ropewalk.kernels.linear_cross_entropy.reference.tiles import Tiles, counted_tokens, places
 
 # A product with fewer tokens loses more than the fourth product costs; more gain nothing.
 LEAST_TOKENS, MOST_TOKENS = 128, 256
-CACHE = 2**20
-"""Bytes of logits between whose passes nothing leaves a core's cache."""
 
 
 def rows_at_once(problem: Problem) -> int:
@@ -36,7 +32,7 @@ def loss_and_gradients(
     """The sum of all tokens' losses and its gradients of hidden, weight and bias."""
     tokens = max(1, rows_at_once(problem))
     tiles = Tiles(problem, Chunks(tokens, problem.vocabulary))
-    columns, weight = slice(0, problem.vocabulary), problem.weight
+    weight = problem.weight
     total = problem.hidden.new_zeros(())
     # In rows, whatever the strides of the inputs: what the fake operator says.
     hidden_grad = weight.new_zeros(problem.hidden.shape) if needs.hidden else None
@@ -44,51 +40,51 @@ def loss_and_gradients(
     bias_grad = weight.new_zeros(problem.vocabulary) if needs.bias else None
     for rows in counted_tokens(problem.targets, tokens):
         hidden = tiles.hidden(rows)
-        logits = tiles.logits(hidden, weight, columns)
-        here = factors.of(rows)
-        total += _to_gradient(logits, tiles, problem.targets[rows], here)
+        grad = tiles.logits(hidden, weight, slice(0, problem.vocabulary))
+        loss, factor = _to_gradient(grad, tiles, problem.targets[rows], factors.of(rows))
+        total += loss
         if hidden_grad is not None:
-            add_product(hidden_grad, rows, logits, weight)
+            hidden_grad[rows] = (grad @ weight).mul_(factor[:, None])
         if weight_grad is not None:
-            weight_grad.addmm_(logits.T, hidden)
+            weight_grad.addmm_(grad.T, hidden * factor[:, None])
         if bias_grad is not None:
-            bias_grad += logits.sum(0)
+            bias_grad += factor @ grad
     return total, (hidden_grad, weight_grad, bias_grad)
 
 
-def _to_gradient(logits: Tensor, tiles: Tiles, targets: Tensor, factors: Factors) -> Tensor:
-    """Turns the logits of some tokens into their gradient; the sum of these tokens' losses."""
-    problem, columns = tiles.problem, slice(0, tiles.problem.vocabulary)
-    slopes = tiles.slopes(logits)
-    total = logits.new_zeros(())
-    step = max(1, CACHE // (logits.shape[1] * logits.dtype.itemsize))
-    for start, end in spans(logits.shape[0], step):
-        few = slice(start, end)
-        here = factors.of(few)
-        statistics = _statistics(logits[few], targets[few], problem.sum_weights)
-        total += token_losses(here, statistics, problem.sum_weights).sum()
-        to_gradient(
-            logits[few], None if slopes is None else slopes[few], targets[few], columns,
-            statistics.logsumexp, _upstream(here, statistics, problem), problem.sum_weights,
-        )  # fmt: skip
-    return total
+def _to_gradient(
+    logits: Tensor, tiles: Tiles, targets: Tensor, factors: Factors
+) -> tuple[Tensor, Tensor]:
+    """Turns the logits of some tokens into their gradient, but for a factor a token.
 
-
-def _statistics(logits: Tensor, targets: Tensor, sum_weights: Tensor | None) -> Statistics:
+    Returns:
+        The sum of the tokens' losses, and the factors.
+    """
+    problem, slopes = tiles.problem, tiles.slopes(logits)
     at = places(targets, slice(0, logits.shape[1]), logits.shape[1])
-    target_logit = logits.new_zeros(logits.shape[0])
-    target_logit[at[0]] = logits[at]
+    sum_weights = problem.sum_weights
+    target_logit = logits[at]  # of every token: none is ignored, and none elsewhere
     logit_sum = None if sum_weights is None else logits @ sum_weights
-    return Statistics(logits.logsumexp(1), target_logit, logit_sum, None)
+    greatest = logits.amax(1)
+    torch.softmax(logits, 1, out=logits)
+    logsumexp = greatest - logits.amax(1).log_()
+    statistics = Statistics(logsumexp, target_logit, logit_sum, None)
+    loss = token_losses(factors, statistics, sum_weights).sum()
 
-
-def _upstream(factors: Factors, statistics: Statistics, problem: Problem) -> Upstream:
-    """The derivatives of `reduction.token_losses`."""
-    logsumexp_grad, logit_sum_grad = factors.nll, None
-    if factors.spread is not None and problem.sum_weights is not None:
-        logsumexp_grad = logsumexp_grad + factors.spread * problem.sum_weights.sum()
-        logit_sum_grad = -factors.spread
-    if factors.square is not None:
-        logsumexp_grad = logsumexp_grad + 2 * factors.square * statistics.logsumexp
-    grads = Upstream(logsumexp_grad, -factors.nll, logit_sum_grad)
-    return scaled(grads, problem.logit_scale)
+    if factors.spread is None and factors.square is None:
+        logits[at] -= 1.0
+        factor = factors.nll * problem.logit_scale
+    else:
+        grad = factors.nll
+        if factors.spread is not None and sum_weights is not None:
+            grad = grad + factors.spread * sum_weights.sum()
+        if factors.square is not None:
+            grad = grad + 2 * factors.square * logsumexp
+        logits.mul_(grad[:, None])
+        if factors.spread is not None and sum_weights is not None:
+            logits.addr_(factors.spread, sum_weights, alpha=-1)
+        logits[at] -= factors.nll
+        factor = torch.full_like(logsumexp, problem.logit_scale)
+    if slopes is not None:
+        logits.mul_(slopes)
+    return loss, factor

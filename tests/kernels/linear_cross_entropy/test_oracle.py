@@ -111,7 +111,6 @@ def test_any_shape_in_any_tiles(oracle, data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiles, "tile_sizes", lambda problem: sizes)
         patch.setattr(whole_rows, "rows_at_once", lambda problem: sizes.tokens)
-        patch.setattr(whole_rows, "CACHE", data.draw(st.sampled_from((1, 700, 5000))))
         if not data.draw(st.booleans(), "in one pass"):
             patch.setattr(assemble, "at_once", lambda problem, backend: False)
         check(oracle, leaves, targets, options)
