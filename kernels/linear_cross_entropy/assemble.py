@@ -68,6 +68,7 @@ def assemble(
         ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
         softcap=softcap, logit_scale=logit_scale, reduction=reduction,
     )  # fmt: skip
+    validation.check_switches(return_logsumexp=return_logsumexp, shift=shift, exact=exact)
     columns = weight.shape[0]
     vocabulary = columns if part is None else part.vocabulary
     validation.check_weight_per_class(weight_per_class, vocabulary, hidden)
@@ -88,8 +89,9 @@ def assemble(
     )
     like = hidden.new_empty(0, dtype=statistics_dtype(hidden.dtype))
     sum_weights = objective.sum_weights(like)
+    shared = hidden if part is None else part.share_hidden(hidden)
     problem = Problem(
-        hidden=(hidden if part is None else part.share_hidden(hidden)).reshape(-1, weight.shape[1]),
+        hidden=shared.reshape(flat.shape[0], weight.shape[1]),
         weight=weight,
         targets=codes,
         bias=bias,
@@ -114,6 +116,7 @@ def assemble(
 
 def _next(targets: Tensor, ignore_index: int) -> Tensor:
     """Each token's successor, and none for the last one."""
+    targets = targets.to(torch.int64)  # an unsigned type could not hold ignore_index
     last = torch.full_like(targets[..., :1], ignore_index)
     return torch.cat((targets[..., 1:], last), -1)
 

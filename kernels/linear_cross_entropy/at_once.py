@@ -3,9 +3,8 @@
 Where a loss is one number, the gradient of every statistic is known before the backward begins, but
 for a common factor. So while a chunk of tokens has its logits in memory their gradient is formed
 and multiplied at once: three products instead of four. What it costs is that the gradients live
-from the forward pass on and that the common factor, where it is not 1, is multiplied onto a copy of
-them. Both are as large as the weights, so it is done for heads whose weights are less than the
-workspace, and whose logits fit there for enough tokens to keep a product busy.
+from the forward pass on and that the common factor is multiplied onto a copy of them. So it is done
+where that copy fits the workspace, and the logits of enough tokens to keep a product busy.
 """
 
 from typing import Any
@@ -24,6 +23,7 @@ from ropewalk.kernels.linear_cross_entropy.reference.whole_rows import LEAST_TOK
 def at_once(problem: Problem, backend: str) -> bool:
     """Whether it is worth it here, and possible."""
     leaves = (problem.hidden, problem.weight, problem.bias)
+    elements = (problem.tokens + problem.vocabulary) * problem.dim
     return (
         backend in ("auto", "reference")
         and problem.hidden.device.type == "cpu"
@@ -31,7 +31,7 @@ def at_once(problem: Problem, backend: str) -> bool:
         and problem.exact
         and torch.is_grad_enabled()
         and any(leaf is not None and leaf.requires_grad for leaf in leaves)
-        and problem.vocabulary * problem.dim * problem.hidden.dtype.itemsize <= WORKSPACE
+        and elements * problem.hidden.dtype.itemsize <= WORKSPACE
         and rows_at_once(problem) >= LEAST_TOKENS
     )
 
@@ -85,25 +85,37 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*output[1:])
+    ctx.save_for_backward(*inputs[:3], *output[1:])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)  # zeros for them would be as large as the weights
     ctx.needs = inputs[-1]
 
 
 def _backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Any, ...]:
+    leaves, gradients = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
+    # Never themselves: a graph that is kept needs them once more, as they are.
+    scaled = [
+        gradient * upstream if needed else None
+        for gradient, needed in zip(gradients, ctx.needs, strict=True)
+    ]
     if torch.is_grad_enabled():  # asked for a graph of the backward
+        scaled = [None if x is None else _OnlyOnce.apply(x, *leaves) for x in scaled]
+    return (*scaled, *(None,) * 8)
+
+
+class _OnlyOnce(torch.autograd.Function):
+    """A gradient that depends on the leaves, as nobody knows how."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *leaves: Tensor | None) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> None:
         raise RuntimeError(
-            "linear_cross_entropy: expected a backward without create_graph=True, because its "
-            "gradients are not differentiable; take F.cross_entropy of the logits for that"
+            "linear_cross_entropy: expected to be differentiated once, got a gradient of its "
+            "gradients; take F.cross_entropy of the logits for that"
         )
-    # A factor of 1, which `loss.backward()` gives, needs no copy. Not asked of a tracer's tensors.
-    as_they_are = type(upstream) is Tensor and upstream.item() == 1
-    gradients = (
-        (gradient if as_they_are else gradient * upstream) if needed else None
-        for gradient, needed in zip(ctx.saved_tensors, ctx.needs, strict=True)
-    )
-    return (*gradients, *(None,) * 8)
 
 
 vocabulary_loss_op.register_autograd(_backward, setup_context=_save)

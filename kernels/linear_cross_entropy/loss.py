@@ -33,7 +33,10 @@ def linear_cross_entropy(
     of hidden · weightᵀ more than with logits in memory, and nothing of the size of the logits.
 
     Sums over the vocabulary and over tokens are float32, for half precision too, and so is the
-    loss; gradients are rounded once, to the dtype of what they are the gradient of.
+    loss; gradients are rounded once, to the dtype of what they are the gradient of. Beside the
+    gradients at most 64 MiB are held, and in half precision a float32 sum of hidden's gradient. The
+    loss can be differentiated once, and in reverse: no gradient of gradients, no `torch.func.grad`,
+    no forward mode.
 
     Args:
         hidden: float16, bfloat16, float32 or float64, of any strides. Under `torch.autocast`
@@ -42,19 +45,20 @@ def linear_cross_entropy(
         targets: integer indices into the vocabulary.
         bias: added to the logits.
         ignore_index: the target of tokens that have none. They cost nothing: no logits are computed
-            for them.
+            for them. Their hidden states must be finite on a GPU, as in torch's own loss.
         label_smoothing: ε in [0, 1): the target is 1 − ε of the true token and ε/V of each.
         z_loss: ζ ≥ 0, adds ζ · logsumexp², which keeps logits from drifting; 1e-4 is usual. Its
             mean is over the tokens that count, whatever their class weights.
         softcap: c of c · tanh(logits / c), after the scale.
         logit_scale: multiplies the logits, as in muP, Cohere or (as 1 / logits_scaling) Granite.
         weight_per_class: c_v in `torch.nn.functional.cross_entropy`'s sense; constants.
-        reduction: "mean" divides by the sum of the targets' class weights, "sum", or "none", for
-            which each token may have an upstream gradient of its own.
+        reduction: "mean" divides by the sum of the targets' class weights (0 if that is 0), "sum",
+            or "none" for a loss of each token, which may be weighted as one likes:
+            `(losses * weights).sum() / weights.sum()`.
         return_logsumexp: give the logsumexp of each token's logits too, 0 where it is ignored. It
             is differentiable.
         shift: hidden states at t predict targets at t + 1, so that a causal language model passes
-            its input as targets; results are one shorter. No copy of `hidden` is made.
+            its input as targets, unshifted; results are one shorter. No copy of `hidden` is made.
         exact: False leaves out tiles of the gradient in which every probability is below what the
             dtype resolves; see `ropewalk.kernels.linear_cross_entropy.filter`. With label smoothing
             nothing is left out.

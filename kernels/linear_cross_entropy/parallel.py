@@ -72,7 +72,7 @@ def vocabulary_parallel_linear_cross_entropy(
 
     Raises:
         ValueError: as `linear_cross_entropy`; a slice that does not fit into the vocabulary.
-        RuntimeError: no process group has been initialised; slices that miss a target or hold it
+        RuntimeError: no process group has been initialised; slices that leave out rows or hold some
             twice (on a CUDA device a device-side assertion).
         TypeError: an option that does not exist.
     """
@@ -81,12 +81,18 @@ def vocabulary_parallel_linear_cross_entropy(
             "expected an initialised process group, got none; call "
             "torch.distributed.init_process_group first, or use linear_cross_entropy"
         )
+    unknown = options.keys() - LossOptions.__annotations__.keys()
+    if unknown:
+        raise TypeError(
+            f"expected options of linear_cross_entropy, {', '.join(LossOptions.__annotations__)}, "
+            f"got {', '.join(sorted(unknown))}"
+        )
     start, total = _place(weight, group, vocabulary_start, vocabulary)
     part = VocabularySlice(
         start,
         total,
         share_hidden=lambda x: _ShareHidden.apply(x, group),
-        merge=lambda statistics, codes: _merge(statistics, codes, group),
+        merge=lambda statistics, codes: _merge(statistics, codes, weight.shape[0], total, group),
     )
     return assemble(hidden, weight, targets, part, **options)
 
@@ -94,7 +100,10 @@ def vocabulary_parallel_linear_cross_entropy(
 def _place(
     weight: Tensor, group: dist.ProcessGroup | None, start: int | None, vocabulary: int | None
 ) -> tuple[int, int]:
-    columns = weight.shape[0] if weight.ndim else 0
+    if not isinstance(weight, Tensor) or weight.ndim != 2:
+        shape = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+        raise ValueError(f"weight: expected this rank's rows, (columns, dim), got {shape}")
+    columns = weight.shape[0]
     if start is None and vocabulary is None:
         sizes = weight.new_zeros(dist.get_world_size(group), dtype=torch.int64)
         sizes[dist.get_rank(group)] = columns
@@ -105,6 +114,9 @@ def _place(
             "vocabulary_start and vocabulary: expected both or neither, got one; without them "
             "the ranks tell each other how many rows they hold"
         )
+    for name, number in (("vocabulary_start", start), ("vocabulary", vocabulary)):
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise TypeError(f"{name}: expected an int, got {type(number).__name__}")
     if not 0 <= start <= vocabulary - columns:
         raise ValueError(
             f"vocabulary_start: expected 0 to {vocabulary - columns}, because {columns} of "
@@ -113,11 +125,17 @@ def _place(
     return start, vocabulary
 
 
-def _merge(statistics: Statistics, codes: Tensor, group: dist.ProcessGroup | None) -> Statistics:
+def _merge(
+    statistics: Statistics,
+    codes: Tensor,
+    columns: int,
+    vocabulary: int,
+    group: dist.ProcessGroup | None,
+) -> Statistics:
     """Statistics of the whole vocabulary from those of the slices."""
     logit_sum = statistics.logit_sum
     merged = _MergeStatistics.apply(
-        statistics.logsumexp, statistics.target_logit, logit_sum, codes, group
+        statistics.logsumexp, statistics.target_logit, logit_sum, codes, columns, vocabulary, group
     )
     return Statistics(merged[0], merged[1], None if logit_sum is None else merged[2], None)
 
@@ -149,18 +167,20 @@ class _MergeStatistics(torch.autograd.Function):
         target_logit: Tensor,
         logit_sum: Tensor | None,
         codes: Tensor,
+        columns: int,
+        vocabulary: int,
         group: dist.ProcessGroup | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         greatest = logsumexp.clone()
         dist.all_reduce(greatest, dist.ReduceOp.MAX, group=group)
         summed = logsumexp.new_zeros(()).expand_as(logsumexp) if logit_sum is None else logit_sum
-        rows = torch.stack(
-            ((logsumexp - greatest).exp(), target_logit, summed, (codes >= 0).to(logsumexp.dtype))
-        )
+        held = (codes >= 0).to(logsumexp.dtype)
+        size = torch.full_like(logsumexp, columns)
+        rows = torch.stack(((logsumexp - greatest).exp(), target_logit, summed, held, size))
         dist.all_reduce(rows, group=group)
-        mass, target_logit, summed, holders = rows.unbind(0)
+        mass, target_logit, summed, holders, sizes = rows.unbind(0)
         counted = codes != IGNORED
-        _check_holders(torch.where(counted, holders, 1.0))
+        _check_slices(torch.where(counted, holders, 1.0), sizes, vocabulary)
         merged = torch.where(counted, greatest + mass.log(), 0.0)
         ctx.save_for_backward((logsumexp - merged).exp())
         ctx.has_sum = logit_sum is not None
@@ -171,13 +191,14 @@ class _MergeStatistics(torch.autograd.Function):
         (share,) = ctx.saved_tensors
         logsumexp_grad, target_logit_grad, logit_sum_grad = upstream
         summed = logit_sum_grad if ctx.has_sum else None
-        return logsumexp_grad * share, target_logit_grad, summed, None, None
+        return logsumexp_grad * share, target_logit_grad, summed, None, None, None, None
 
 
-def _check_holders(holders: Tensor) -> None:
-    """Each target lies in the slice of exactly one rank."""
+def _check_slices(holders: Tensor, sizes: Tensor, vocabulary: int) -> None:
+    """Each target lies in the slice of exactly one rank, and all slices together are the whole."""
     torch.ops.aten._assert_async.msg(
-        (holders == 1).all(),
-        "vocabulary_start: expected each target in the slice of exactly one rank, got one that is "
-        "in none or in several; leave vocabulary_start and vocabulary out to have them found",
+        ((holders == 1) & (sizes == vocabulary)).all(),
+        "vocabulary_start: expected slices that make up the vocabulary, each row in exactly one "
+        "rank's, got rows in none or in several; leave vocabulary_start and vocabulary out to have "
+        "them found",
     )

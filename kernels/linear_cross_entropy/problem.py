@@ -15,7 +15,7 @@ from torch import Tensor
 ELSEWHERE = -1
 """A target that counts, but whose column is not in this slice of the vocabulary."""
 IGNORED = -2
-"""A token without a target: its statistics and gradients are 0 and cost nothing."""
+"""A token without a target: its statistics and gradients are 0. Its hidden state is finite."""
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,6 @@ def token_losses(factors: Factors, statistics: Statistics, sum_weights: Tensor |
 
 
 def _divisor(shares: Tensor) -> Tensor:
-    """Their sum, or 1 where nothing counts: the loss is 0 then, and so are its gradients."""
+    """Their sum, or ∞ where nothing counts: the loss is 0 then, and so are its gradients."""
     total = shares.sum()
-    return torch.where(total == 0, 1.0, total)
+    return torch.where(total == 0, torch.inf, total)

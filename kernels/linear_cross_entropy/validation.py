@@ -86,10 +86,8 @@ def check_options(
         if number is None and name == "softcap":
             continue
         if isinstance(number, bool) or not isinstance(number, int | float):
-            raise TypeError(
-                f"{name}: expected a number, got {type(number).__name__}; a learned factor can "
-                "multiply hidden"
-            )
+            mend = "; a learned factor can multiply hidden" if isinstance(number, Tensor) else ""
+            raise TypeError(f"{name}: expected a number, got {type(number).__name__}{mend}")
     if not 0.0 <= label_smoothing < 1.0:
         raise ValueError(f"label_smoothing: expected 0 ≤ ε < 1, got {label_smoothing}")
     if not 0.0 <= z_loss < math.inf:
@@ -104,6 +102,13 @@ def check_options(
         raise ValueError(
             f"reduction: expected one of {', '.join(get_args(Reduction))}, got {reduction!r}"
         )
+
+
+def check_switches(**switches: bool) -> None:
+    """On or off: a string that says "no" would be on."""
+    for name, switch in switches.items():
+        if not isinstance(switch, bool):
+            raise TypeError(f"{name}: expected True or False, got {type(switch).__name__}")
 
 
 def check_weight_per_class(weight: Tensor | None, vocabulary: int, hidden: Tensor) -> None:

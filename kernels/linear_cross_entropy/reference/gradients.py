@@ -28,8 +28,9 @@ def gradients(
     """Of hidden, weight and bias, each in its dtype; none where it is not needed."""
     tiles = Tiles(problem)
     upstream = scaled(upstream, problem.logit_scale)
-    hidden_sum = problem.hidden.new_zeros(problem.hidden.shape, dtype=tiles.dtype)
-    bias_sum = hidden_sum.new_zeros(problem.vocabulary)
+    wide = problem.hidden.new_empty(0, dtype=tiles.dtype)
+    hidden_sum = wide.new_zeros(problem.hidden.shape) if needs.hidden else None
+    bias_sum = wide.new_zeros(problem.vocabulary) if needs.bias else None
     weight_grad = problem.weight.new_zeros(problem.weight.shape) if needs.weight else None
     chunks = counted_tokens(problem.targets, tiles.sizes.tokens)
     for start, end in spans(problem.vocabulary, tiles.sizes.columns):
@@ -46,18 +47,18 @@ def gradients(
                 grad, tiles.slopes(grad), problem.targets[tokens], columns, logsumexp[tokens],
                 upstream.of(tokens), problem.sum_weights,
             )  # fmt: skip
-            if needs.hidden:
+            if hidden_sum is not None:
                 add_product(hidden_sum, tokens, grad, tile)
             if weight_sum is not None:
                 add_product(weight_sum, _less(columns, start), grad.T, hidden)
-            if needs.bias:
+            if bias_sum is not None:
                 bias_sum[columns] += grad.sum(0)
         if weight_grad is not None and weight_sum is not None:
             weight_grad[start:end] = weight_sum
     return (
-        hidden_sum.to(problem.hidden.dtype) if needs.hidden else None,
+        None if hidden_sum is None else hidden_sum.to(problem.hidden.dtype),
         weight_grad,
-        bias_sum.to(problem.bias.dtype) if needs.bias and problem.bias is not None else None,
+        None if bias_sum is None or problem.bias is None else bias_sum.to(problem.bias.dtype),
     )
 
 

@@ -1,8 +1,9 @@
 """From a tile of logits to the gradient of the loss with respect to it, in place; and its products.
 
-    dL/dz_v = g_logsumexp · exp(z_v − logsumexp) + g_target · [v = y] + g_sum · s_v
+dL/dz_v = g_logsumexp · exp(z_v − logsumexp) + g_target · [v = y] + g_sum · s_v
 """
 
+import torch
 from torch import Tensor
 
 from ropewalk.kernels.linear_cross_entropy.problem import Upstream
@@ -29,6 +30,8 @@ def to_gradient(
         upstream: of these tokens, times the logits' scale.
         sum_weights: (vocabulary,), or none.
     """
+    # A slice of the vocabulary may be all −∞ for a token that another slice holds.
+    logsumexp = logsumexp.clamp(min=torch.finfo(logsumexp.dtype).min)
     logits.sub_(logsumexp[:, None]).exp_().mul_(upstream.logsumexp[:, None])
     if upstream.logit_sum is not None and sum_weights is not None:
         logits.addr_(upstream.logit_sum, sum_weights[columns])

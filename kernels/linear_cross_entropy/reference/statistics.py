@@ -62,5 +62,6 @@ def _add_chunk(tiles: Tiles, tokens: Selection, found: Statistics) -> None:
 
 def _logsumexp_(logits: Tensor) -> Tensor:
     """Over the columns; spoils the logits, and so takes no second tile."""
-    greatest = logits.amax(1)
+    # Clamped, because a tile may be all −∞ where a bias masks tokens; NaN stays NaN.
+    greatest = logits.amax(1).clamp_(min=torch.finfo(logits.dtype).min)
     return logits.sub_(greatest[:, None]).exp_().sum(1).log_().add_(greatest)

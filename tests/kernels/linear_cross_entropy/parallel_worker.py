@@ -67,7 +67,10 @@ def refusals(rank):
     def call(**given):
         return lambda: vocabulary_parallel_linear_cross_entropy(hidden, weight, targets, **given)
 
-    expect(RuntimeError, "in the slice of exactly one rank", call(**everything))
+    expect(RuntimeError, "each row in exactly one rank's", call(**everything))
+    # Rows are missing where no target lies.
+    gap = {"vocabulary_start": (0, 50)[rank], "vocabulary": 90}
+    expect(RuntimeError, "each row in exactly one rank's", call(**gap))
     expect(ValueError, "expected both or neither", call(vocabulary_start=0))
     expect(ValueError, "expected 0 to 7", call(vocabulary_start=8, vocabulary=40))
     expect(TypeError, "temperature", call(temperature=2.0, **everything))

@@ -78,6 +78,8 @@ def no_work(monkeypatch):
         (TypeError, "logit_scale: expected a number, got Tensor; a learned factor can multiply "
          "hidden", {"logit_scale": torch.tensor(2.0)}),
         (TypeError, "ignore_index: expected an int, got float", {"ignore_index": -100.0}),
+        (TypeError, "exact: expected True or False, got str", {"exact": "no"}),
+        (TypeError, "softcap: expected a number, got bool", {"softcap": True}),
         (ValueError, "reduction: expected one of mean, sum, none, got 'avg'", {"reduction": "avg"}),
         (ValueError, "backend: expected one of auto, reference, triton", {"backend": "cuda"}),
         (TypeError, "weight_per_class: expected a tensor, got list", {"weight_per_class": [1.0]}),

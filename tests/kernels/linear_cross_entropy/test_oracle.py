@@ -131,6 +131,30 @@ def test_targets_of_any_integer_type(problem, oracle, dtype):
     check(oracle, (hidden, weight, bias), targets.to(dtype), {"ignore_index": 100})
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8])
+@pytest.mark.parametrize("ignore_index", [-100, -1000])
+def test_next_token_with_targets_that_cannot_hold_ignore_index(
+    problem, oracle, dtype, ignore_index
+):
+    hidden, weight, bias, targets = problem(2, 9, vocabulary=256, ignored=0.0)
+    options = {"shift": True, "ignore_index": ignore_index}
+    check(oracle, (hidden, weight, bias), (targets % 128).to(dtype), options)
+    if dtype == torch.uint8:
+        check(oracle, (hidden, weight, bias), targets.to(dtype), options)
+
+
+@pytest.mark.parametrize("options", [{}, {"reduction": "none"}, {"exact": False}])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_whole_tile_of_columns_is_masked(problem, oracle, options, dtype):
+    """A bias of −∞ for what pads the vocabulary."""
+    hidden, weight, bias, targets = problem(6, dim=4, vocabulary=4200, dtype=dtype)
+    with torch.no_grad():
+        bias[4000:] = -torch.inf
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-2
+    leaves = (hidden, weight, bias)
+    check(oracle, leaves, targets % 4000, {**options, "ignore_index": 5}, rtol=tolerance)
+
+
 def test_inputs_of_any_strides(problem, oracle):
     hidden, weight, bias, targets = problem(6, 7, dim=10, vocabulary=40)
     turned = hidden.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
@@ -151,10 +175,14 @@ def test_without_targets_loss_and_gradients_are_zero(problem, reduction, options
         assert x.eq(0).all()
 
 
-def test_class_weights_of_zero_leave_no_mean(problem):
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_class_weights_of_zero_leave_no_mean(problem, smoothing):
     hidden, weight, _, targets = problem(5)
-    nothing = torch.zeros(301)
-    loss = linear_cross_entropy(hidden, weight, targets, weight_per_class=nothing)
+    nothing = torch.ones(301)
+    nothing[targets.clamp(min=0)] = 0.0
+    loss = linear_cross_entropy(
+        hidden, weight, targets, weight_per_class=nothing, label_smoothing=smoothing
+    )
     loss.backward()
     assert loss == 0
     assert weight.grad.eq(0).all()
