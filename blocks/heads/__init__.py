@@ -5,6 +5,7 @@ output_forms.py     how the output matrix is made of the table
 initialisation.py   the table's standard deviation, and the loss that a model starts at
 statistics.py       what a head does to its vocabulary
 sharding.py         values beside sharded parameters
+validation.py       what is refused
 tying/              tie and untie, for models of transformers
 """
 

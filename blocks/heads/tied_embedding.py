@@ -12,16 +12,21 @@ Sources: kexue.fm/archives/9698 for the initialisation and the forms; arXiv 2203
 scale of the logits; arXiv 2408.00118 §2 (Gemma 2) for the soft cap.
 """
 
-import math
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ropewalk.blocks.checks import require_integer, require_number, require_positive
+from ropewalk.blocks.checks import require_integer, require_positive
 from ropewalk.blocks.heads.initialisation import Initialisation, initial_std
 from ropewalk.blocks.heads.output_forms import OutputForm, check_output, permute, unpermute
 from ropewalk.blocks.heads.sharding import like_parameter
+from ropewalk.blocks.heads.validation import (
+    check_hidden,
+    check_ids,
+    padding_row,
+    require_finite,
+    require_floating,
+)
 from ropewalk.kernels.linear_cross_entropy import Backend, Reduction, linear_cross_entropy
 
 Loss = Float[Tensor, ""] | Float[Tensor, "*batch"]
@@ -61,7 +66,7 @@ class TiedEmbedding(nn.Module):
             input. The head treats it like any other token, so its row does learn from there to
             become improbable; mark padding in the targets with `ignore_index`.
         device: of the parameters; "meta" for none yet: `to_empty` and `reset_parameters` later.
-        dtype: of the parameters.
+        dtype: of the parameters, a floating-point one.
 
     Raises:
         ValueError: an argument out of its range, an unknown name, `std` beside an `init` that says
@@ -93,9 +98,10 @@ class TiedEmbedding(nn.Module):
         nn.Module.__init__(self)
         name = type(self).__name__
         require_integer(name, 1, num_embeddings=num_embeddings, embedding_dim=embedding_dim)
+        require_floating(name, dtype)
         initial_std(init, num_embeddings, embedding_dim, std)
         check_output(output, embedding_dim)
-        _require_finite(name, logit_scale=logit_scale, input_scale=input_scale)
+        require_finite(name, logit_scale=logit_scale, input_scale=input_scale)
         if softcap is not None:
             require_positive(name, softcap=softcap)
         if not isinstance(bias, bool):
@@ -108,7 +114,7 @@ class TiedEmbedding(nn.Module):
         self.std = std
         self.output: OutputForm = output
         self.logit_scale, self.input_scale, self.softcap = logit_scale, input_scale, softcap
-        self.padding_idx = _row(padding_idx, num_embeddings)
+        self.padding_idx = padding_row(padding_idx, num_embeddings)
 
         def parameter(*shape: int, wanted: bool = True) -> nn.Parameter | None:
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if wanted else None
@@ -156,10 +162,10 @@ class TiedEmbedding(nn.Module):
 
         Raises:
             ValueError: ids of another dtype.
+            TypeError: not a tensor.
             IndexError: ids outside of the table (on a CUDA device an assertion there).
         """
-        if ids.dtype not in (torch.int64, torch.int32):
-            raise ValueError(f"ids: expected int64 or int32 tokens, got {ids.dtype}; use .long()")
+        check_ids(ids)
         embedded = nn.functional.embedding(ids, self.weight, self.padding_idx)
         return embedded if self.input_scale == 1.0 else embedded * self.input_scale
 
@@ -171,7 +177,8 @@ class TiedEmbedding(nn.Module):
         """The product hidden · S(E)ᵀ + b, before the scale and the soft cap.
 
         Raises:
-            ValueError: the last dimension of `hidden` is not `embedding_dim`.
+            ValueError: `hidden` has another width, device or, without autocast, dtype.
+            TypeError: not a tensor.
         """
         return nn.functional.linear(self._turned(hidden), self._matrix(), self.bias)
 
@@ -182,7 +189,8 @@ class TiedEmbedding(nn.Module):
             hidden: the last hidden states, in the dtype of the table.
 
         Raises:
-            ValueError: the last dimension of `hidden` is not `embedding_dim`.
+            ValueError: `hidden` has another width, device or, without autocast, dtype.
+            TypeError: not a tensor.
         """
         logits = self.raw_logits(hidden)
         if self.logit_scale != 1.0:
@@ -262,11 +270,7 @@ class TiedEmbedding(nn.Module):
 
     def _turned(self, hidden: Tensor) -> Tensor:
         """S⁻¹(h), so that the table itself can be multiplied with."""
-        if hidden.shape[-1:] != (self.embedding_dim,):
-            raise ValueError(
-                f"hidden: expected (..., {self.embedding_dim}), the embedding_dim of this head, "
-                f"got {tuple(hidden.shape)}"
-            )
+        check_hidden(hidden, self._matrix())
         return (
             hidden @ self.projection
             if self.projection is not None
@@ -282,24 +286,3 @@ class TiedEmbedding(nn.Module):
         if self.bias is not None:
             parts.append("bias=True")
         return ", ".join(parts)
-
-
-def _row(padding_idx: int | None, num_embeddings: int) -> int | None:
-    """The row of `padding_idx`, which may count from the end."""
-    if padding_idx is None:
-        return None
-    if isinstance(padding_idx, bool) or not isinstance(padding_idx, int):
-        raise TypeError(f"padding_idx: expected an integer or None, got {padding_idx!r}")
-    if not -num_embeddings <= padding_idx < num_embeddings:
-        raise ValueError(
-            f"padding_idx: expected a row of the table, below num_embeddings = {num_embeddings}, "
-            f"got {padding_idx}"
-        )
-    return padding_idx % num_embeddings
-
-
-def _require_finite(owner: str, **fields: float) -> None:
-    require_number(owner, "a finite number", **fields)
-    for field, value in fields.items():
-        if not math.isfinite(value):
-            raise ValueError(f"{owner}.{field}: expected a finite number, got {value!r}")

@@ -201,3 +201,22 @@ def test_a_fused_loss_needs_memory(make_model):
     words = "expected weights in memory, to try its loss out, got the meta device"
     with pytest.raises(ValueError, match=words):
         tie(model, fused_loss=True)
+
+
+def test_an_offloaded_embedding(make_model, tokens):
+    """Offloading takes an embedding's weight away between its own calls."""
+    model = make_model(tie_word_embeddings=True)
+    embedding = tie(model)
+    weight = embedding.weight
+    handles = (
+        embedding.register_forward_pre_hook(lambda module, _: setattr(module, "weight", weight)),
+        embedding.register_forward_hook(
+            lambda module, *_: setattr(module, "weight", nn.Parameter(weight.to("meta")))
+        ),
+    )
+    with pytest.raises(ValueError, match=r"expected on meta.*keep the embedding in memory"):
+        model(tokens)
+    for handle in handles:
+        handle.remove()
+    embedding.weight = weight
+    assert model(tokens).logits.isfinite().all()

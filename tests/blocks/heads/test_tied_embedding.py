@@ -260,6 +260,7 @@ def test_it_says_what_it_is():
         ((9, 4), {"logit_scale": float("nan")}, ValueError, "logit_scale: expected a finite"),
         ((9, 4), {"input_scale": None}, TypeError, "input_scale: expected a finite number"),
         ((9, 4), {"bias": torch.zeros(9)}, TypeError, "bias: expected True or False, got Tensor"),
+        ((9, 4), {"dtype": torch.int64}, ValueError, "dtype: expected a floating-point dtype"),
         ((9, 4), {"padding_idx": 9}, ValueError, "below num_embeddings = 9, got 9"),
         ((9, 4), {"padding_idx": -10}, ValueError, "padding_idx: expected a row of the table"),
         ((9, 4), {"padding_idx": 1.0}, TypeError, "padding_idx: expected an integer or None"),
