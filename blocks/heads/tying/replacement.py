@@ -68,7 +68,11 @@ def make_embedding(parts: Parts, output: OutputForm, source: str | None) -> Mode
 def put(model: nn.Module, parts: Parts, embedding: ModelEmbedding, changes: Changes) -> None:
     as_stock = embedding.output == "identity" and _class_ties(model, parts)
     head = TiedHead(
-        embedding, parts.head.bias, as_stock=as_stock, checks_weight=parts.embedding_first
+        model,
+        embedding,
+        parts.head.bias,
+        as_stock=as_stock,
+        checks_weight=parts.embedding_first,
     )
     head.train(parts.head.training)
     for parent, name in parts.embedding_places:
@@ -116,16 +120,6 @@ def refresh_tied_keys(model: Any, changes: Changes) -> None:
     if hasattr(model, "all_tied_weights_keys"):
         keys = model.get_expanded_tied_weights_keys(all_submodels=True)
         changes.set(model, "all_tied_weights_keys", keys)
-
-
-def own_head(embedding: ModelEmbedding, head: TiedHead) -> nn.Linear:
-    rows, width = embedding.weight.shape
-    own = nn.Linear(width, rows, bias=embedding.bias is not None, device="meta")
-    own.weight = nn.Parameter(
-        embedding.output_matrix().clone(), requires_grad=embedding.weight.requires_grad
-    )
-    own.register_parameter("bias", embedding.bias)
-    return own.train(head.training)
 
 
 def own_embedding(embedding: ModelEmbedding) -> nn.Embedding:

@@ -25,7 +25,6 @@ from ropewalk.blocks.heads.tying.replacement import (
     Changes,
     make_embedding,
     own_embedding,
-    own_head,
     put,
     refresh_tied_keys,
     set_config,
@@ -130,7 +129,7 @@ def untie(model: nn.Module) -> nn.Linear:
             "untie: expected whole weights, got sharded ones; untie before fully_shard"
         )
     if isinstance(embedding, ModelEmbedding) and isinstance(head, TiedHead):
-        own = own_head(embedding, head)
+        own = head.as_linear()
         table = own_embedding(embedding)
         if head.fused is not None:
             head.fused.remove()

@@ -9,6 +9,8 @@ before: it has a `weight`, and the state dict has the model's usual keys.
     lm_head.bias, .projection    where there are any; the embedding looks at these
 """
 
+import copy
+import weakref
 from typing import Any
 
 import torch
@@ -21,6 +23,30 @@ from ropewalk.blocks.heads.tying.fused_loss import FusedLoss
 
 _OF_THE_HEAD = ("bias", "projection")
 _ROWS = 4096  # of a matrix that are compared at once
+
+
+class WeakModule:
+    """A module that is referred to without being kept alive. It is copied with its copy."""
+
+    def __init__(self, module: nn.Module | None) -> None:
+        self._reference = None if module is None else weakref.ref(module)
+
+    def __call__(self) -> nn.Module | None:
+        return None if self._reference is None else self._reference()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return WeakModule, (None,), self()
+
+    def __setstate__(self, module: nn.Module) -> None:
+        self._reference = weakref.ref(module)
+
+
+def _copied(module: Any, state: dict[str, Any], memo: dict[int, Any]) -> Any:
+    """As `copy.deepcopy` copies what has no `__deepcopy__`, with this state."""
+    new = type(module).__new__(type(module))
+    memo[id(module)] = new
+    new.__setstate__(copy.deepcopy(state, memo))
+    return new
 
 
 class ModelEmbedding(TiedEmbedding, nn.Embedding):  # type: ignore[override]
@@ -44,6 +70,16 @@ class ModelEmbedding(TiedEmbedding, nn.Embedding):  # type: ignore[override]
     # Holds the bias and the projection under the head's own names. In a tuple for the same reason.
     head: tuple["TiedHead", ...] = ()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ModelEmbedding":
+        """With its head as a part of the model; alone a whole of its own, without the model."""
+        state = dict(self.__dict__)
+        if self.head and not self.head[0].goes_along(memo):
+            (head,) = self.head
+            state["head"] = ()
+            own = {name: head._parameters[name] for name in _OF_THE_HEAD}
+            state["_parameters"] = {**self._parameters, **own}
+        return _copied(self, state, memo)
+
     def __getattr__(self, name: str) -> Any:
         """What this module has not, the head may have."""
         if name in _OF_THE_HEAD and self.head:
@@ -61,6 +97,7 @@ class TiedHead(nn.Module):
         fused: the loss without logits, if the model was tied with one.
 
     Args:
+        model: whose head it becomes.
         embedding: computes. Its projection, if it has one, becomes the head's.
         bias: the bias of the head that was there before.
         as_stock: whether the model's own class ties the two on loading, so that one of them need
@@ -74,6 +111,7 @@ class TiedHead(nn.Module):
 
     def __init__(
         self,
+        model: nn.Module,
         embedding: ModelEmbedding,
         bias: nn.Parameter | None,
         *,
@@ -83,6 +121,7 @@ class TiedHead(nn.Module):
         super().__init__()
         # In a tuple, so that the embedding is not a child of the head, too.
         self._embedding = (embedding,)
+        self._model = WeakModule(model)
         self.as_stock = as_stock
         self.checks_weight = checks_weight
         self.register_parameter("bias", bias)
@@ -135,6 +174,31 @@ class TiedHead(nn.Module):
                 "head its own with ropewalk.blocks.heads.untie(model)"
             )
         embedding.weight = value
+
+    def goes_along(self, memo: dict[int, Any]) -> bool:
+        """Whether the model that this is the head of is being copied, with it."""
+        model = self._model()
+        return model is not None and id(model) in memo
+
+    @torch.no_grad()
+    def as_linear(self) -> nn.Linear:
+        """A stock head that computes the same, with a copy of the matrix, and the bias itself."""
+        embedding = self.embedding
+        own = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+        own.weight = nn.Parameter(
+            embedding.output_matrix().clone(), requires_grad=embedding.weight.requires_grad
+        )
+        own.register_parameter("bias", self.bias)
+        return own.train(self.training)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        """Alone, a stock head: adapters copy a head to train it, and a tied one has no weight."""
+        if self.goes_along(memo):
+            return _copied(self, self.__dict__, memo)
+        own = self.as_linear()
+        own.register_parameter("bias", copy.deepcopy(self.bias, memo))
+        memo[id(self)] = own
+        return own
 
     def forward(self, hidden: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch columns"]:
         """The logits; the hidden states themselves where a fused loss is about to be computed."""
