@@ -34,7 +34,7 @@ def linear_cross_entropy(
 
     Sums over the vocabulary and over tokens are float32, for half precision too, and so is the
     loss; gradients are rounded once, to the dtype of what they are the gradient of. Beside the
-    gradients at most 64 MiB are held, and in half precision a float32 sum of hidden's gradient. The
+    gradients about 64 MiB are held, and in half precision a float32 sum of hidden's gradient. The
     loss can be differentiated once, and in reverse: no gradient of gradients, no `torch.func.grad`,
     no forward mode.
 
