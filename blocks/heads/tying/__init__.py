@@ -4,6 +4,7 @@
     parts.py        where the embedding and the head are, and what is refused
     probe.py        what a model does to its logits, found out by running it
     tied_head.py    the modules that are put there
+    loading.py      state dicts that have one of the two keys
     replacement.py  putting them there, and taking it back
     fused_loss.py   the model's own loss, without logits
 

@@ -4,29 +4,35 @@ Changes are noted, so that a model which turns out not to bear them is as it was
 """
 
 import copy
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
 from ropewalk.blocks.heads.output_forms import OutputForm, unpermute
+from ropewalk.blocks.heads.tying.loading import SharedTable
 from ropewalk.blocks.heads.tying.parts import Parts, same, some_tokens
 from ropewalk.blocks.heads.tying.tied_head import ModelEmbedding, TiedHead
 
 
 class Changes:
-    """Attributes that were set, and what they were."""
+    """What was done, and how it is undone."""
 
     def __init__(self) -> None:
-        self._before: list[tuple[Any, str, Any]] = []
+        self._undoing: list[Callable[[], object]] = []
 
     def set(self, target: Any, name: str, value: Any) -> None:
-        self._before.append((target, name, getattr(target, name)))
+        self.note(functools.partial(setattr, target, name, getattr(target, name)))
         setattr(target, name, value)
 
+    def note(self, undoing: Callable[[], object]) -> None:
+        self._undoing.append(undoing)
+
     def undo(self) -> None:
-        while self._before:
-            setattr(*self._before.pop())
+        while self._undoing:
+            self._undoing.pop()()
 
 
 @torch.no_grad()
@@ -79,6 +85,10 @@ def put(model: nn.Module, parts: Parts, embedding: ModelEmbedding, changes: Chan
         changes.set(parent, name, embedding)
     for parent, name in parts.head_places:
         changes.set(parent, name, head)
+    if embedding.output == "identity":
+        shared = SharedTable(f"{parts.embedding_path}.weight", f"{parts.head_path}.weight")
+        head.loading = model.register_load_state_dict_pre_hook(shared)
+        changes.note(head.loading.remove)
     set_config(model, as_stock, changes)
     try:
         refresh_tied_keys(model, changes)

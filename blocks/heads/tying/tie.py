@@ -133,6 +133,8 @@ def untie(model: nn.Module) -> nn.Linear:
         table = own_embedding(embedding)
         if head.fused is not None:
             head.fused.remove()
+        if head.loading is not None:
+            head.loading.remove()
         replacing = {embedding: table, head: own}
         for parent in list(model.modules()):
             for name, child in list(parent._modules.items()):

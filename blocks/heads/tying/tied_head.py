@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ropewalk.blocks.heads.sharding import is_sharded
 from ropewalk.blocks.heads.tied_embedding import TiedEmbedding
@@ -95,6 +96,7 @@ class TiedHead(nn.Module):
         bias: added to the logits, or None.
         projection: of the "orthogonal" form, or None.
         fused: the loss without logits, if the model was tied with one.
+        loading: the model's hook on its state dict (`loading`), if the head shares the table.
 
     Args:
         model: whose head it becomes.
@@ -108,6 +110,7 @@ class TiedHead(nn.Module):
     bias: nn.Parameter | None
     projection: nn.Parameter | None
     fused: FusedLoss | None = None
+    loading: RemovableHandle | None = None
 
     def __init__(
         self,
