@@ -187,7 +187,7 @@ def check_behaviour(model: nn.Module, parts: Parts) -> float:
         ValueError: they compute something else, or cannot be tried because they have no memory.
     """
     name, embedding, head = type(model).__name__, parts.embedding, parts.head
-    scale = getattr(embedding, "scalar_embed_scale", getattr(embedding, "embed_scale", 1.0))
+    scale = getattr(embedding, "embed_scale", 1.0)
     if embedding.weight.is_meta:
         if type(embedding) is nn.Embedding and type(head) is nn.Linear:
             return 1.0
@@ -195,9 +195,11 @@ def check_behaviour(model: nn.Module, parts: Parts) -> float:
             f"{name}: expected weights in memory, to find out what {type(embedding).__name__} and "
             f"{type(head).__name__} compute, got the meta device; load the weights first"
         )
-    # Rounded as models round it, who multiply in the weights' dtype.
-    rounded = torch.as_tensor(scale, dtype=torch.float64).to(embedding.weight.dtype)
-    input_scale = float(rounded) if rounded.ndim == 0 else 1.0
+    input_scale = 1.0
+    if rounds_scale(embedding):
+        input_scale = rounded(float(scale), embedding.weight.dtype)
+    elif isinstance(scale, int | float):
+        input_scale = float(scale)
     width = embedding.embedding_dim
     ids = some_tokens(embedding)
     expected = nn.functional.embedding(ids, embedding.weight) * input_scale
@@ -215,6 +217,22 @@ def check_behaviour(model: nn.Module, parts: Parts) -> float:
             f"{type(head).__name__} computes something else; {_BY_HAND}"
         )
     return input_scale
+
+
+def rounds_scale(embedding: nn.Embedding) -> bool:
+    """Whether its scale is a tensor, which it multiplies by in its weight's dtype (Gemma)."""
+    scale = getattr(embedding, "embed_scale", None)
+    return isinstance(scale, Tensor) and scale.numel() == 1
+
+
+def rounded(x: float, dtype: torch.dtype) -> float:
+    """The nearest number of this dtype, in arithmetic that compilers trace.
+
+    Source: Veltkamp's splitting, Dekker 1971 (doi 10.1007/BF01397083) §5.
+    """
+    # 2^s + 1, where s bits of a double's 53 are to go.
+    multiple = x * (torch.finfo(dtype).eps * 2**52 + 1)
+    return multiple - (multiple - x)
 
 
 def some_tokens(embedding: nn.Embedding) -> Tensor:

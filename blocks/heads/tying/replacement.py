@@ -13,7 +13,7 @@ from torch import nn
 
 from ropewalk.blocks.heads.output_forms import OutputForm, unpermute
 from ropewalk.blocks.heads.tying.loading import SharedTable
-from ropewalk.blocks.heads.tying.parts import Parts, same, some_tokens
+from ropewalk.blocks.heads.tying.parts import Parts, rounds_scale, same, some_tokens
 from ropewalk.blocks.heads.tying.tied_head import ModelEmbedding, TiedHead
 
 
@@ -64,6 +64,7 @@ def make_embedding(parts: Parts, output: OutputForm, source: str | None) -> Mode
     elif source == "head":
         table = matrix
     embedding.weight = table
+    embedding.rounds_scale = rounds_scale(parts.embedding)
     embedding.train(parts.embedding.training)
     spare = copy.copy(parts.embedding)
     spare.__dict__["_parameters"] = {**parts.embedding._parameters, "weight": None}

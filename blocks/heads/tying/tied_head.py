@@ -14,13 +14,15 @@ import weakref
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ropewalk.blocks.heads.sharding import is_sharded
 from ropewalk.blocks.heads.tied_embedding import TiedEmbedding
 from ropewalk.blocks.heads.tying.fused_loss import FusedLoss
+from ropewalk.blocks.heads.tying.parts import rounded
+from ropewalk.blocks.heads.validation import check_ids
 
 _OF_THE_HEAD = ("bias", "projection")
 _ROWS = 4096  # of a matrix that are compared at once
@@ -70,6 +72,17 @@ class ModelEmbedding(TiedEmbedding, nn.Embedding):  # type: ignore[override]
 
     # Holds the bias and the projection under the head's own names. In a tuple for the same reason.
     head: tuple["TiedHead", ...] = ()
+
+    # Whether the model rounds its scale to the weight's dtype, whatever that is by now.
+    rounds_scale = False
+
+    def embed(self, ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch dim"]:
+        """As `TiedEmbedding.embed`, with the scale rounded as the model does."""
+        if not self.rounds_scale:
+            return super().embed(ids)
+        check_ids(ids)
+        embedded = nn.functional.embedding(ids, self.weight, self.padding_idx)
+        return embedded * rounded(self.input_scale, self.weight.dtype)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "ModelEmbedding":
         """With its head as a part of the model; alone a whole of its own, without the model."""
