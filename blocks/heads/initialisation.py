@@ -14,8 +14,9 @@ form under which a token does not predict itself, for which the first term is e^
 import math
 from typing import Literal, get_args
 
-from ropewalk.blocks.checks import require_integer, require_number, require_positive
+from ropewalk.blocks.checks import require_integer, require_positive
 from ropewalk.blocks.heads.output_forms import OUTPUT_FORMS, OutputForm
+from ropewalk.blocks.heads.validation import require_finite
 
 Initialisation = Literal["vocab", "normal", "inverse_sqrt"]
 INITIALISATIONS: tuple[Initialisation, ...] = get_args(Initialisation)
@@ -84,7 +85,7 @@ def expected_initial_loss(
     """
     require_integer("expected_initial_loss", 1, n=n, d=d)
     require_positive("expected_initial_loss", std=std)
-    require_number("expected_initial_loss", logit_scale=logit_scale)
+    require_finite("expected_initial_loss", logit_scale=logit_scale)
     if output not in OUTPUT_FORMS:
         raise ValueError(f"output: expected one of {', '.join(OUTPUT_FORMS)}, got {output!r}")
     others = (logit_scale * std) ** 2 * d / 2

@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ropewalk.blocks.checks import require_number, require_positive
+from ropewalk.blocks.checks import require_positive
+from ropewalk.blocks.heads.validation import require_finite
 from ropewalk.kernels.autocast import suspended
 
 # Tiles of at most so many logits: 16 MB in float32.
@@ -52,7 +53,7 @@ def head_statistics(
     Args:
         hidden: hidden states as the head gets them, one at least.
         table: the output matrix, one row a token: `TiedEmbedding.output_matrix()`.
-        bias: added to the logits.
+        bias: added to the logits; −∞ rules a token out, unless there is a soft cap.
         logit_scale: multiplies the logits.
         softcap: c of c · tanh(logits / c), after the scale.
 
@@ -60,12 +61,12 @@ def head_statistics(
         Three floats, computed in float32 (float64 for float64 tensors).
 
     Raises:
-        ValueError: ranks, sizes, dtypes or devices that do not fit, no hidden state, or a soft cap
-            that is not positive.
+        ValueError: ranks, sizes, dtypes or devices that do not fit, no hidden state, a soft cap
+            that is not positive, or a scale that is not finite.
         TypeError: an argument of the wrong kind.
     """
     _check(hidden, table, bias)
-    require_number("head_statistics", logit_scale=logit_scale)
+    require_finite("head_statistics", logit_scale=logit_scale)
     if softcap is not None:
         require_positive("head_statistics", softcap=softcap)
     dtype = torch.float64 if table.dtype == torch.float64 else torch.float32
@@ -87,12 +88,15 @@ def head_statistics(
             logits = logits * logit_scale
             if softcap is not None:
                 logits = softcap * torch.tanh(logits / softcap)
+            # Not −∞ either for a tile whose tokens are all ruled out: `maximum` is finite.
             larger = torch.maximum(maximum, logits.amax(-1))
             shrink = (maximum - larger).exp()
             above = logits - larger[:, None]
             mass = above.exp()
+            # A token that a bias of −∞ rules out has no mass, and of 0 · ∞ would be made NaN.
+            information = torch.where(mass > 0, mass * above, 0.0)
             # Of logits less their maximum, because a mean of large logits has lost its digits.
-            weighted = shrink * (weighted + total * (maximum - larger)) + (mass * above).sum(-1)
+            weighted = shrink * (weighted + total * (maximum - larger)) + information.sum(-1)
             total = total * shrink + mass.sum(-1)
             maximum = larger
         entropy += (total.log() - weighted / total).double().sum()

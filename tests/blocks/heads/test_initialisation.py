@@ -115,6 +115,11 @@ def test_tables_have_the_standard_deviation_that_is_asked_for(options, std, outp
         (lambda: expected_initial_loss(0, 4, 0.1), ValueError, "n: expected an integer ≥ 1"),
         (lambda: expected_initial_loss(9, 4.0, 0.1), TypeError, "d: expected an integer"),
         (lambda: expected_initial_loss(9, 4, 0.0), ValueError, "std: expected a finite number > 0"),
+        (
+            lambda: expected_initial_loss(9, 4, 0.1, logit_scale=math.nan),
+            ValueError,
+            "logit_scale: expected a finite number, got nan",
+        ),
         (lambda: expected_initial_loss(9, 4, 0.1, output="x"), ValueError, "expected one of iden"),
     ],
 )

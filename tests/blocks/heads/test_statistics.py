@@ -24,7 +24,7 @@ def oracle(hidden, table, bias=None, logit_scale=1.0, softcap=None):
     )
 
 
-@pytest.mark.parametrize("vocabulary", [2, 37, 5003])  # the last one takes two tiles
+@pytest.mark.parametrize("vocabulary", [2, 37, 4200])  # the last one takes two tiles
 @pytest.mark.parametrize("shape", [(1,), (3, 7), (1500,)])
 def test_statistics_are_those_of_the_whole_distribution(vocabulary, shape):
     torch.manual_seed(0)
@@ -62,6 +62,17 @@ def test_large_logits_do_not_overflow():
     assert got[:2] == pytest.approx((math.log(2), 0.5))
 
 
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("out", [slice(3, 9), slice(0, 4096), slice(4096, 4200), slice(0, 4199)])
+def test_tokens_that_are_ruled_out(out, softcap):
+    """Some of a tile of columns, the first tile, the last one, all but one token."""
+    torch.manual_seed(0)
+    hidden, table, bias = torch.randn(5, 12), torch.randn(4200, 12), torch.randn(4200)
+    bias[out] = -torch.inf
+    got = head_statistics(hidden, table, bias=bias, softcap=softcap)
+    assert got == pytest.approx(oracle(hidden, table, bias, softcap=softcap), rel=1e-4, abs=1e-5)
+
+
 def test_a_tied_head_predicts_itself_and_autocast_rounds_nothing():
     torch.manual_seed(0)
     head = TiedEmbedding(200, 64, init="inverse_sqrt")
@@ -87,7 +98,8 @@ def test_a_single_row_has_no_other():
         (([0.0], torch.zeros(5, 4)), {}, TypeError, "hidden: expected a tensor, got list"),
         ((torch.zeros(3, 4), torch.ones(5, 4)), {"softcap": 0.0}, ValueError, "softcap: expected"),
         ((torch.zeros(3, 4), torch.ones(5, 4)), {"bias": torch.ones(4)}, ValueError, r"\(5,\)"),
-        ((torch.zeros(3, 4), torch.ones(5, 4)), {"logit_scale": "x"}, TypeError, "a number"),
+        ((torch.zeros(3, 4), torch.ones(5, 4)), {"logit_scale": "x"}, TypeError, "a finite number"),
+        ((torch.zeros(3, 4), torch.ones(5, 4)), {"logit_scale": math.nan}, ValueError, "got nan"),
     ],
 )
 def test_bad_input(arguments, options, error, words):
