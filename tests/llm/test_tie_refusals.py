@@ -117,6 +117,15 @@ def test_hooks_would_be_lost(make_model, end):
     refused(model, ValueError, "without hooks, which replacing it would lose; tie the model first")
 
 
+def test_checkpointing_hooks_the_embedding(make_model):
+    model = make_model(tie_word_embeddings=True)
+    model.activation_checkpointing_enable()
+    words = r"expected an input embedding without hooks.*disable_input_require_grads removes it"
+    refused(model, ValueError, words)
+    model.disable_input_require_grads()
+    tie(model)
+
+
 def test_quantised_heads(make_model):
     class Packed(nn.Linear):
         """As quantisation libraries make them."""
@@ -124,7 +133,11 @@ def test_quantised_heads(make_model):
     model = make_model()
     model.lm_head = Packed(32, 48, bias=False)
     model.lm_head.weight = nn.Parameter(torch.zeros(48, 32, dtype=torch.int8), requires_grad=False)
-    refused(model, ValueError, "Parameter of torch.int8; leave the head out of the quantisation")
+    refused(
+        model,
+        ValueError,
+        r"a head whose .* Parameter of torch.int8; leave it out of the quantisation",
+    )
     model.lm_head = nn.Sequential(nn.Linear(32, 48))
     refused(model, ValueError, "expected an nn.Linear as head, got Sequential")
 

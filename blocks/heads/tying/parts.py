@@ -95,7 +95,7 @@ def find_parts(model: Any) -> Parts:
             f"{name}: expected an nn.Linear as head, got {type(head).__name__}; undo what wrapped "
             f"or quantised it, or {_BY_HAND}"
         )
-    for what, module in (("input embedding", embedding), ("head", head)):
+    for what, module in (("an input embedding", embedding), ("a head", head)):
         _check_weight(name, what, module)
     if embedding.weight.shape != head.weight.shape:
         raise ValueError(
@@ -136,21 +136,22 @@ def _check_weight(name: str, what: str, module: nn.Embedding | nn.Linear) -> Non
     weight = module.weight
     if is_sharded(weight):
         raise ValueError(
-            f"{name}: expected whole weights, got a sharded {what}; tie the model before "
+            f"{name}: expected whole weights, got {what} that is sharded; tie the model before "
             "fully_shard"
         )
     # Quantisation libraries mark weights by a class or an integer dtype.
     plain = type(weight) is nn.Parameter and type(weight.data) is Tensor
     if not plain or not weight.is_floating_point():
         raise ValueError(
-            f"{name}: expected a floating-point parameter as weight of the {what}, got "
-            f"{type(weight).__name__} of {weight.dtype}; leave the {what} out of the quantisation"
+            f"{name}: expected {what} whose weight is a floating-point parameter, got "
+            f"{type(weight).__name__} of {weight.dtype}; leave it out of the quantisation"
         )
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
     if any(hooks) or hasattr(module, "_hf_hook"):
         raise ValueError(
-            f"{name}: expected a {what} without hooks, which replacing it would lose; tie the "
-            "model first, then add them"
+            f"{name}: expected {what} without hooks, which replacing it would lose; tie the model "
+            "first, then add them (activation_checkpointing_enable and enable_input_require_grads "
+            "add one to the embedding; disable_input_require_grads removes it)"
         )
 
 

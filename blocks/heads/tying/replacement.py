@@ -16,6 +16,18 @@ from ropewalk.blocks.heads.tying.loading import SharedTable
 from ropewalk.blocks.heads.tying.parts import Parts, rounds_scale, same, some_tokens
 from ropewalk.blocks.heads.tying.tied_head import ModelEmbedding, TiedHead
 
+# Of torch.nn.Module.
+_HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_backward_pre_hooks",
+    "_backward_hooks",
+    "_is_full_backward_hook",
+)
+
 
 class Changes:
     """What was done, and how it is undone."""
@@ -144,10 +156,20 @@ def own_embedding(embedding: ModelEmbedding) -> nn.Embedding:
     own.__dict__["_parameters"] = {"weight": embedding.weight}
     own.num_embeddings, own.padding_idx = embedding.num_embeddings, embedding.padding_idx
     ids = some_tokens(own)
-    if not embedding.weight.is_meta and not same(own(ids), embedding(ids)):
+    if not embedding.weight.is_meta and not same(own(ids), embedding.embed(ids)):
         raise ValueError(
             f"untie: expected the input embedding that was there before, {type(own).__name__}, to "
             f"compute what the tied one does, but its input_scale {embedding.input_scale} has been "
             "changed since; set it back, or change the model's own scale"
         )
+    carry_hooks(embedding, own)
     return own.train(embedding.training)
+
+
+def carry_hooks(old: nn.Module, new: nn.Module) -> None:
+    """What was hooked onto one module since it was put there, such as by checkpointing.
+
+    The dictionaries themselves go over, because by them the hooks' handles remove hooks.
+    """
+    for name in _HOOKS:
+        vars(new)[name] = vars(old)[name]

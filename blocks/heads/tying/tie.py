@@ -7,7 +7,9 @@
 
 The model keeps its parameters, its class, its state dict's keys, `generate`, `save_pretrained`,
 gradient checkpointing and `resize_token_embeddings`. Tie before `fully_shard`, `torch.compile`,
-adapters and `ropewalk.llm.plug`, and before the optimizer is made where `source` is given.
+adapters and `ropewalk.llm.plug`, and before the optimizer is made where `source` is given. Also
+before `activation_checkpointing_enable` and `enable_input_require_grads`, which hook the embedding
+that `tie` replaces; `untie` takes such hooks along.
 """
 
 from typing import Any, Literal
@@ -23,6 +25,7 @@ from ropewalk.blocks.heads.tying.parts import Parts, check_behaviour, ends_of, f
 from ropewalk.blocks.heads.tying.probe import after_head
 from ropewalk.blocks.heads.tying.replacement import (
     Changes,
+    carry_hooks,
     make_embedding,
     own_embedding,
     put,
@@ -130,6 +133,7 @@ def untie(model: nn.Module) -> nn.Linear:
         )
     if isinstance(embedding, ModelEmbedding) and isinstance(head, TiedHead):
         own = head.as_linear()
+        carry_hooks(head, own)
         table = own_embedding(embedding)
         if head.fused is not None:
             head.fused.remove()
