@@ -233,3 +233,12 @@ def test_an_offloaded_embedding(make_model, tokens):
         handle.remove()
     embedding.weight = weight
     assert model(tokens).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("output", ["identity", "orthogonal"])
+def test_a_refusal_draws_no_random_numbers(make_model, output):
+    model = make_model(tie_word_embeddings=True)
+    model.loss_function = lambda **_: torch.tensor(1.0)
+    before = torch.get_rng_state()
+    refused(model, ValueError, "computes something else", fused_loss=True, output=output)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ropewalk.blocks.heads.tying.parts import same
+from ropewalk.kernels.autocast import suspended
 
 _TOKENS = 6
 
@@ -103,11 +104,13 @@ def probe_tokens(model: Any) -> Tensor:
 
 @contextmanager
 def evaluated(model: nn.Module) -> Iterator[None]:
-    """Evaluation, without gradients; every module's own mode comes back."""
+    """Evaluation, without gradients and autocast; every module's own mode comes back."""
     modes = [(module, module.training) for module in model.modules()]
+    asking: Any = model
     model.eval()
     try:
-        with torch.no_grad():
+        # Under autocast a model rounds its logits where it was not asked what it does to them.
+        with torch.no_grad(), suspended(asking.get_input_embeddings().weight):
             yield
     finally:
         for module, mode in modes:

@@ -15,6 +15,7 @@ from ropewalk.blocks.heads.output_forms import OutputForm, unpermute
 from ropewalk.blocks.heads.tying.loading import SharedTable
 from ropewalk.blocks.heads.tying.parts import Parts, rounds_scale, same, some_tokens
 from ropewalk.blocks.heads.tying.tied_head import ModelEmbedding, TiedHead
+from ropewalk.kernels.autocast import suspended
 
 # Of torch.nn.Module.
 _HOOKS = (
@@ -48,7 +49,9 @@ class Changes:
 
 
 @torch.no_grad()
-def make_embedding(parts: Parts, output: OutputForm, source: str | None) -> ModelEmbedding:
+def make_embedding(
+    parts: Parts, output: OutputForm, source: str | None, changes: Changes
+) -> ModelEmbedding:
     """Holds the model's parameters; only what is made of others is new."""
     table, matrix = parts.embedding.weight, parts.head.weight
     rows, width = table.shape
@@ -61,17 +64,19 @@ def make_embedding(parts: Parts, output: OutputForm, source: str | None) -> Mode
         dtype=table.dtype,
     )
     if embedding.projection is not None:
+        _note_random_state(table.device, changes)
         embedding.projection = nn.Parameter(
             torch.empty(width, width, device=table.device).to(table)
         )
         embedding._reset_projection()
     if source == "head" and output != "identity":
         # The table whose output matrix is the head's; P⁻¹ is Pᵀ.
-        values = (
-            matrix @ embedding.projection
-            if embedding.projection is not None
-            else unpermute(matrix, output)
-        )
+        with suspended(matrix):
+            values = (
+                matrix @ embedding.projection
+                if embedding.projection is not None
+                else unpermute(matrix, output)
+            )
         table = nn.Parameter(values.contiguous(), requires_grad=matrix.requires_grad)
     elif source == "head":
         table = matrix
@@ -82,6 +87,15 @@ def make_embedding(parts: Parts, output: OutputForm, source: str | None) -> Mode
     spare.__dict__["_parameters"] = {**parts.embedding._parameters, "weight": None}
     embedding.replaced = (spare,)
     return embedding
+
+
+def _note_random_state(device: torch.device, changes: Changes) -> None:
+    """What is drawn for a model that is then refused shifts nobody's seed."""
+    if device.type == "cpu":
+        changes.note(functools.partial(torch.set_rng_state, torch.get_rng_state()))
+    elif device.type != "meta":
+        module: Any = torch.get_device_module(device)
+        changes.note(functools.partial(module.set_rng_state, module.get_rng_state(device), device))
 
 
 def put(model: nn.Module, parts: Parts, embedding: ModelEmbedding, changes: Changes) -> None:

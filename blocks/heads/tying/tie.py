@@ -37,6 +37,7 @@ from ropewalk.blocks.heads.tying.tied_head import ModelEmbedding, TiedHead
 _SOURCES = (None, "embedding", "head")
 
 
+@torch.inference_mode(False)  # under which a new table could not be trained
 def tie(
     model: nn.Module,
     *,
@@ -93,10 +94,11 @@ def tie(
     except ValueError:
         if fused_loss:
             raise
-    embedding = make_embedding(parts, output, source)
-    embedding.input_scale, embedding.logit_scale, embedding.softcap = input_scale, scale, softcap
     changes = Changes()
     try:
+        embedding = make_embedding(parts, output, source, changes)
+        embedding.input_scale = input_scale
+        embedding.logit_scale, embedding.softcap = scale, softcap
         put(model, parts, embedding, changes)
         if fused_loss:
             fuse(model, embedding)
@@ -106,6 +108,7 @@ def tie(
     return embedding
 
 
+@torch.inference_mode(False)  # under which the new matrix could not be trained
 @torch.no_grad()
 def untie(model: nn.Module) -> nn.Linear:
     """Gives the head of a tied model a matrix of its own, a copy of what it computes with now.

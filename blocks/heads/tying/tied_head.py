@@ -23,6 +23,7 @@ from ropewalk.blocks.heads.tied_embedding import TiedEmbedding
 from ropewalk.blocks.heads.tying.fused_loss import FusedLoss
 from ropewalk.blocks.heads.tying.parts import rounded
 from ropewalk.blocks.heads.validation import check_ids
+from ropewalk.kernels.autocast import suspended
 
 _OF_THE_HEAD = ("bias", "projection")
 _ROWS = 4096  # of a matrix that are compared at once
@@ -201,9 +202,9 @@ class TiedHead(nn.Module):
         """A stock head that computes the same, with a copy of the matrix, and the bias itself."""
         embedding = self.embedding
         own = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
-        own.weight = nn.Parameter(
-            embedding.output_matrix().clone(), requires_grad=embedding.weight.requires_grad
-        )
+        with suspended(embedding.weight):
+            matrix = embedding.output_matrix().clone()
+        own.weight = nn.Parameter(matrix, requires_grad=embedding.weight.requires_grad)
         own.register_parameter("bias", self.bias)
         return own.train(self.training)
 
