@@ -85,3 +85,36 @@ def test_an_untied_model_loads_for_itself(make_model):
         model.lm_head.weight.zero_()
     model.load_state_dict(state, strict=False)
     assert model.lm_head.weight.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "found"),
+    [
+        ("cohere", {"logit_scale": 0.25}, (0.25, None)),
+        ("llama", {}, (1.0, None)),
+    ],
+)
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_model_tied_without_memory_is_found_out_later(
+    make_model, tokens, name, options, found, fused
+):
+    stock = make_model(name, tie_word_embeddings=True, **options)
+    with torch.device("meta"):
+        model = type(stock)(stock.config).eval()
+    embedding = tie(model)
+    hidden = torch.randn(2, 3, 32)
+    for call in (embedding.logits, lambda hidden: embedding.loss(hidden, tokens[:, :3])):
+        with pytest.raises(ValueError, match=r"expected weights in memory.*tie\(model\) again"):
+            call(hidden)
+    assert tie(model) is embedding  # no earlier than it can be
+    with pytest.raises(ValueError, match="expected weights in memory"):
+        embedding.logits(hidden)
+    model.to_empty(device="cpu").load_state_dict(stock.state_dict())
+    for layer, original in zip(model.modules(), stock.modules(), strict=True):
+        for key, buffer in original._buffers.items():  # not in the state dict
+            layer._buffers[key] = buffer
+    assert torch.equal(logits(model, tokens), logits(stock, tokens))
+    assert tie(model, fused_loss=fused) is embedding
+    assert (embedding.logit_scale, embedding.softcap) == found
+    raw = stock.get_output_embeddings()(hidden)
+    torch.testing.assert_close(embedding.logits(hidden), raw * found[0])

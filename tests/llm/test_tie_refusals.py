@@ -203,8 +203,13 @@ def test_logits_that_are_changed_after_the_head(make_model, tokens):
     refused(model, ValueError, words, fused_loss=True)
     with torch.no_grad():
         expected = model(tokens).logits
-        tie(model)
+        embedding = tie(model)
         assert torch.equal(model(tokens).logits, expected)
+        hidden = torch.randn(3, 32)
+        assert torch.equal(embedding.raw_logits(hidden), model.lm_head(hidden))
+        for call in (embedding.logits, lambda x: embedding.loss(x, torch.arange(3))):
+            with pytest.raises(ValueError, match=words):
+                call(hidden)
 
 
 def test_a_fused_loss_needs_memory(make_model):

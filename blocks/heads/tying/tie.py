@@ -68,7 +68,9 @@ def tie(
 
     Returns:
         The embedding, whose `logits` and `loss` are the whole head, the model's own scale and soft
-        cap included where they could be found out (with `fused_loss` they must be).
+        cap included. Where these cannot be found out, such as on the meta device, the model is tied
+        nevertheless (not with `fused_loss`), and `logits` and `loss` raise, saying why; `tie` the
+        model again once its weights are loaded.
 
     Raises:
         TypeError: not a model that has embeddings.
@@ -88,17 +90,19 @@ def tie(
         )
     input_scale = check_behaviour(model, parts)
     _check_source(model, parts, output, source)
-    scale, softcap = 1.0, None
+    scale, softcap, refusal = 1.0, None, None
     try:
-        scale, softcap = _after_head(model, parts)
-    except ValueError:
+        scale, softcap = _after_head(model, parts.head)
+    except ValueError as error:
         if fused_loss:
             raise
+        refusal = str(error)
     changes = Changes()
     try:
         embedding = make_embedding(parts, output, source, changes)
         embedding.input_scale = input_scale
         embedding.logit_scale, embedding.softcap = scale, softcap
+        embedding.refusal = refusal
         put(model, parts, embedding, changes)
         if fused_loss:
             fuse(model, embedding)
@@ -169,9 +173,16 @@ def _already_tied(
             f"output {embedding.output!r}; untie(model) first, then tie it with a source"
         )
     head = model.get_output_embeddings()
-    if fused_loss and head.fused is None:
-        scale, softcap = after_head(model, head)
-        embedding.logit_scale, embedding.softcap = scale, softcap
+    fusing = fused_loss and head.fused is None
+    if fusing or embedding.refusal is not None:
+        try:
+            embedding.logit_scale, embedding.softcap = _after_head(model, head)
+            embedding.refusal = None
+        except ValueError as error:
+            if fusing:
+                raise
+            embedding.refusal = str(error)
+    if fusing:
         fuse(model, embedding)
     return embedding
 
@@ -191,10 +202,10 @@ def _check_source(model: nn.Module, parts: Parts, output: OutputForm, source: st
     )
 
 
-def _after_head(model: nn.Module, parts: Parts) -> tuple[float, float | None]:
-    if parts.head.weight.is_meta:
+def _after_head(model: nn.Module, head: Any) -> tuple[float, float | None]:
+    if head.weight.is_meta:
         raise ValueError(
             f"{type(model).__name__}: expected weights in memory, to try its loss out, got the "
             "meta device; load the weights first, or tie without fused_loss"
         )
-    return after_head(model, parts.head)
+    return after_head(model, head)

@@ -74,6 +74,9 @@ class ModelEmbedding(TiedEmbedding, nn.Embedding):  # type: ignore[override]
     # Holds the bias and the projection under the head's own names. In a tuple for the same reason.
     head: tuple["TiedHead", ...] = ()
 
+    # Why it is not known what the model does to its logits after the head, if it is not.
+    refusal: str | None = None
+
     # Whether the model rounds its scale to the weight's dtype, whatever that is by now.
     rounds_scale = False
 
@@ -84,6 +87,24 @@ class ModelEmbedding(TiedEmbedding, nn.Embedding):  # type: ignore[override]
         check_ids(ids)
         embedded = nn.functional.embedding(ids, self.weight, self.padding_idx)
         return embedded * rounded(self.input_scale, self.weight.dtype)
+
+    def logits(self, hidden: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch vocabulary"]:
+        """As `TiedEmbedding.logits`; a ValueError if the model's scale was not found out."""
+        self._check_known()
+        return super().logits(hidden)
+
+    def loss(self, *args: Any, **kwargs: Any) -> Any:
+        """As `TiedEmbedding.loss`; a ValueError if the model's scale was not found out."""
+        self._check_known()
+        return super().loss(*args, **kwargs)
+
+    def _check_known(self) -> None:
+        if self.refusal is not None:
+            raise ValueError(
+                "logits and loss: expected to know what the model does to its logits after the "
+                f"head, but tie(model) could not find it out: {self.refusal}. Once that is "
+                "mended, tie(model) again; until then there are raw_logits and the model itself"
+            )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "ModelEmbedding":
         """With its head as a part of the model; alone a whole of its own, without the model."""
