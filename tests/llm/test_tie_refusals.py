@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
+    BartConfig,
+    BartForCausalLM,
     BertConfig,
     BertForMaskedLM,
     LlamaConfig,
@@ -247,3 +249,34 @@ def test_a_refusal_draws_no_random_numbers(make_model, output):
     before = torch.get_rng_state()
     refused(model, ValueError, "computes something else", fused_loss=True, output=output)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_model_that_computes_its_loss_by_itself():
+    config = BartConfig(
+        vocab_size=48, d_model=32, decoder_ffn_dim=48, decoder_layers=1, decoder_attention_heads=4,
+        encoder_layers=1, encoder_attention_heads=4, encoder_ffn_dim=48, scale_embedding=True,
+    )  # fmt: skip
+    model = BartForCausalLM(config).eval()
+    words = r"does nothing with the head's output.*tie it without fused_loss and call embedding"
+    refused(model, ValueError, words, fused_loss=True)
+    tokens = torch.arange(6)[None]
+    with torch.no_grad():
+        expected = model(tokens).logits
+        tie(model)
+        assert torch.equal(model(tokens).logits, expected)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(make_model, value, fused):
+    model = make_model(tie_word_embeddings=True)
+    with torch.no_grad():
+        model.lm_head.weight[20, 3] = value
+    with pytest.raises(ValueError, match="expected finite weights, got NaN or infinity in the inp"):
+        tie(model, fused_loss=fused)
+    model = make_model(tie_word_embeddings=True)
+    with torch.no_grad():
+        model.model.norm.weight[3] = float("nan")
+    with pytest.raises(ValueError, match=r"a finite loss on a few tokens.* got nan; its weights h"):
+        tie(model, fused_loss=True)
+    assert model.lm_head.weight is model.model.embed_tokens.weight

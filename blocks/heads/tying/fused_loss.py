@@ -28,6 +28,9 @@ class FusedLoss:
     the model that it belongs to. A deep copy of the model has one of its own. Model and loss refer
     to each other, so it is the garbage collector that frees them.
 
+    What the head and the loss function tell each other is kept here, so of one model there may be
+    one forward in training at a time: threads that train together need copies of the model.
+
     Args:
         model: whose forward it becomes.
         embedding: computes the loss.
@@ -174,27 +177,44 @@ def fuse(model: Any, embedding: TiedEmbedding) -> None:
     labels[:, 1] = -100
     with evaluated(model):
         expected = run(model, labels).loss
+    if not bool(expected.isfinite()):
+        raise ValueError(
+            f"{name}: expected a finite loss on a few tokens, to compare with, got "
+            f"{float(expected)}; its weights hold NaN or infinity: initialise or load them first"
+        )
     fused = FusedLoss(model, embedding)
     fused.install()
     head.fused = fused
     try:
         fused.forced = True
-        with evaluated(model):
-            loss = model(input_ids=probe_tokens(model), labels=labels).loss
+        loss = _fused_loss_of(model, labels)
         if not same(loss.float(), expected.float(), like=embedding.weight):
             raise ValueError(
                 f"{name}: expected the loss {float(expected):.6g} of its own loss function, got "
                 f"{float(loss):.6g}, so it computes something else than the cross-entropy of the "
                 "next token; tie it without fused_loss"
             )
-    except BaseException as error:
+    except BaseException:
         head.fused = None
         fused.remove()
-        if isinstance(error, RuntimeError):  # of the model's way through the functions above
-            raise ValueError(f"{name}: {error}") from error
         raise
     finally:
         fused.forced = False
+
+
+def _fused_loss_of(model: Any, labels: Tensor) -> Tensor:
+    name = type(model).__name__
+    try:
+        with evaluated(model):
+            return model(input_ids=probe_tokens(model), labels=labels).loss
+    except Exception as error:
+        if str(error).startswith("fused_loss: "):  # of the methods above, with their own remedies
+            raise ValueError(f"{name}: {error}") from error
+        raise ValueError(
+            f"{name}: expected a model that does nothing with the head's output but give it to "
+            f"self.loss_function, but without logits it raised {type(error).__name__}: {error}; "
+            "tie it without fused_loss and call embedding.loss(hidden, labels, shift=True)"
+        ) from error
 
 
 def _arguments(model: Any) -> list[str]:

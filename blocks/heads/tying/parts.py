@@ -204,6 +204,13 @@ def check_behaviour(model: nn.Module, parts: Parts) -> float:
     width = embedding.embedding_dim
     ids = some_tokens(embedding)
     expected = nn.functional.embedding(ids, embedding.weight) * input_scale
+    for what, weight in (("input embedding", embedding.weight), ("head", head.weight)):
+        # The extremes of a table that holds a NaN are NaN, and finding them takes no memory.
+        if not all(bool(extreme.isfinite()) for extreme in weight.aminmax()):
+            raise ValueError(
+                f"{name}: expected finite weights, got NaN or infinity in the {what}; initialise "
+                "or load them first"
+            )
     if not same(embedding(ids), expected):
         raise ValueError(
             f"{name}: expected an input embedding that looks up its weight, or scales it by its "
