@@ -10,7 +10,6 @@ before: it has a `weight`, and the state dict has the model's usual keys.
 """
 
 import copy
-import weakref
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ropewalk.blocks.heads.sharding import is_sharded
 from ropewalk.blocks.heads.tied_embedding import TiedEmbedding
+from ropewalk.blocks.heads.tying.copying import WeakModule, copied
 from ropewalk.blocks.heads.tying.fused_loss import FusedLoss
 from ropewalk.blocks.heads.tying.parts import rounded
 from ropewalk.blocks.heads.validation import check_ids
@@ -27,30 +27,6 @@ from ropewalk.kernels.autocast import suspended
 
 _OF_THE_HEAD = ("bias", "projection")
 _ROWS = 4096  # of a matrix that are compared at once
-
-
-class WeakModule:
-    """A module that is referred to without being kept alive. It is copied with its copy."""
-
-    def __init__(self, module: nn.Module | None) -> None:
-        self._reference = None if module is None else weakref.ref(module)
-
-    def __call__(self) -> nn.Module | None:
-        return None if self._reference is None else self._reference()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return WeakModule, (None,), self()
-
-    def __setstate__(self, module: nn.Module) -> None:
-        self._reference = weakref.ref(module)
-
-
-def _copied(module: Any, state: dict[str, Any], memo: dict[int, Any]) -> Any:
-    """As `copy.deepcopy` copies what has no `__deepcopy__`, with this state."""
-    new = type(module).__new__(type(module))
-    memo[id(module)] = new
-    new.__setstate__(copy.deepcopy(state, memo))
-    return new
 
 
 class ModelEmbedding(TiedEmbedding, nn.Embedding):  # type: ignore[override]
@@ -114,7 +90,7 @@ class ModelEmbedding(TiedEmbedding, nn.Embedding):  # type: ignore[override]
             state["head"] = ()
             own = {name: head._parameters[name] for name in _OF_THE_HEAD}
             state["_parameters"] = {**self._parameters, **own}
-        return _copied(self, state, memo)
+        return copied(self, state, memo)
 
     def __getattr__(self, name: str) -> Any:
         """What this module has not, the head may have."""
@@ -232,7 +208,7 @@ class TiedHead(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
         """Alone, a stock head: adapters copy a head to train it, and a tied one has no weight."""
         if self.goes_along(memo):
-            return _copied(self, self.__dict__, memo)
+            return copied(self, self.__dict__, memo)
         own = self.as_linear()
         own.register_parameter("bias", copy.deepcopy(self.bias, memo))
         memo[id(self)] = own
