@@ -67,7 +67,7 @@ def test_an_optimizer_goes_on(make_model, tokens):
     losses = []
     for step in range(8):
         if step == 4:
-            optimizer.add_param_group({"params": [untie(model).weight]})
+            optimizer.param_groups[0]["params"].append(untie(model).weight)
         loss = model(tokens, labels=tokens).loss
         optimizer.zero_grad()
         loss.backward()

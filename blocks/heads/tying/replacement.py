@@ -121,8 +121,8 @@ def put(model: nn.Module, parts: Parts, embedding: ModelEmbedding, changes: Chan
         refresh_tied_keys(model, changes)
     except ValueError as error:
         raise ValueError(
-            f"{type(model).__name__}: expected a model that names the weights it ties, got one "
-            f"that describes them by patterns which no longer match; {error}"
+            f"{type(model).__name__}: expected a decoder-only model that names what it ties, got "
+            f"one that ties other weights too, described by patterns (as encoders do): {error}"
         ) from error
 
 

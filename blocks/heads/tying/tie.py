@@ -119,9 +119,10 @@ def untie(model: nn.Module) -> nn.Linear:
 
     Untying late in training lets input and output part when the shared gradient has done its work.
     The outputs do not change at this moment. The input embedding keeps its parameter, so an
-    optimizer keeps its state; the head's weight is new, and the optimizer has to be told:
+    optimizer keeps its state; the head's weight is new, and the optimizer has to be told. In one of
+    its groups the head goes on with that group's learning rate and scheduler:
 
-        optimizer.add_param_group({"params": [untie(model).weight]})
+        optimizer.param_groups[0]["params"].append(untie(model).weight)
 
     Args:
         model: tied by `tie`, or by its own class.
