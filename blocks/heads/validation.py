@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ropewalk.blocks.checks import require_number
+from ropewalk.blocks.heads.sharding import is_sharded
 from ropewalk.kernels.autocast import AUTOCAST_DEVICES
 
 
@@ -72,7 +73,7 @@ def check_hidden(hidden: Tensor, matrix: Tensor) -> None:
 
     Raises:
         TypeError: not a tensor.
-        ValueError: another width, device or dtype.
+        ValueError: another width, device or dtype, or weights that are still sharded.
     """
     if not isinstance(hidden, Tensor):
         raise TypeError(f"hidden: expected a tensor, got {type(hidden).__name__}")
@@ -80,6 +81,13 @@ def check_hidden(hidden: Tensor, matrix: Tensor) -> None:
         raise ValueError(
             f"hidden: expected (..., {matrix.shape[-1]}), the embedding_dim of this head, got "
             f"{tuple(hidden.shape)}"
+        )
+    # Compilers trace what is unsharded already.
+    if not torch.compiler.is_compiling() and is_sharded(matrix) and not is_sharded(hidden):
+        raise ValueError(
+            "hidden: expected a head whose weights FSDP has gathered, got sharded ones, because "
+            "this method was not announced; call register_fsdp_forward_method(head, 'loss') and "
+            "likewise for 'logits' after fully_shard(head)"
         )
     if hidden.device != matrix.device:
         raise ValueError(

@@ -10,6 +10,7 @@ import itertools
 import math
 import sys
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -117,7 +118,19 @@ def trained(rank):
         compare(shard(Model(output), alone=alone), output, rank)
 
 
-CASES = {"trained": trained, "made on meta": made_on_meta, "loaded": loaded}
+def not_announced(rank):
+    """A head that is sharded by itself gathers its weights for methods that it knows of."""
+    head = fully_shard(Model("identity").head)
+    with pytest.raises(ValueError, match="register_fsdp_forward_method"):
+        head.loss(torch.zeros(2, 3, WIDTH), torch.zeros(2, 3, dtype=torch.int64))
+
+
+CASES = {
+    "not announced": not_announced,
+    "trained": trained,
+    "made on meta": made_on_meta,
+    "loaded": loaded,
+}
 
 
 def main(case, meeting, rank):

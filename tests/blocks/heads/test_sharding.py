@@ -8,6 +8,6 @@ WORKER = Path(__file__).with_name("sharding_worker.py")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["trained", "made on meta", "loaded"])
+@pytest.mark.parametrize("case", ["trained", "made on meta", "loaded", "not announced"])
 def test_two_ranks(two_ranks, case):
     two_ranks(WORKER, case)
