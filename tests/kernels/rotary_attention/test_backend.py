@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ropewalk.blocks.rotary import DualChunk, Plain, ReRoPE, RotaryEmbedding
+from ropewalk.kernels import backends
 from ropewalk.kernels.rotary_attention import backend, flash, reference, rotary_attention
 
 ROTARY = RotaryEmbedding(8)
@@ -78,7 +79,7 @@ def test_why_triton_cannot_run(inputs, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "Yes")
     refused("float32, got float64")
     tensors = [x.float() for x in tensors]
-    monkeypatch.setattr(backend, "find_spec", lambda name: None)
+    monkeypatch.setattr(backends, "find_spec", lambda name: None)
     refused(r"not installed; install ropewalk\[gpu\]")
 
 

@@ -140,7 +140,7 @@ OPTIONS = {
     },
     "log_n": ({"log_n": lambda at: at[..., :1].float()}, "one factor per position"),
     "triton": ({"backend": "triton"}, "expected tensors on a CUDA device, got cpu"),
-    "backend": ({"backend": "cuda"}, "'auto', 'reference', 'flash' or 'triton', got 'cuda'"),
+    "backend": ({"backend": "cuda"}, "expected one of auto, reference, flash, triton, got 'cuda'"),
 }
 
 
