@@ -15,8 +15,8 @@ Selection = slice | Tensor
 """Rows of a matrix: a range, or their indices."""
 
 TILE = Chunks(tokens=512, columns=4096)
-# As many tokens again where a cast of the weights' tile must pay for itself.
-HALF_TILE = Chunks(tokens=1024, columns=4096)
+# Twice the tokens where a cast of the weights' tile must pay for itself, in as much memory.
+HALF_TILE = Chunks(tokens=1024, columns=2048)
 # Whole tiles of the filter, so that a tile of columns is live or not as one.
 LEAST = Chunks(tokens=128, columns=256)
 
