@@ -1,17 +1,57 @@
-"""What the back ends of all ops have in common: a name that exists, and whether Triton can run."""
+"""Which implementation of an op runs: its equation in torch, or its Triton kernels.
 
+    reference   the equation; any device and dtype
+    triton      the kernels; CUDA devices, or Triton's interpreter
+    auto        triton where it can run on a CUDA device, else reference: the result is the same
+
+The choice is made where an operator runs and not while a compiler traces it, because it depends on
+what is installed. Triton is imported only once it was chosen. An op with more implementations than
+these makes its own choice of what is here.
+"""
+
+import importlib
 from importlib.util import find_spec
+from types import ModuleType
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ropewalk.kernels.interpreter import interpreted
 
+Backend = Literal["auto", "reference", "triton"]
 
-def check_name(backend: str, names: tuple[str, ...]) -> None:
+
+def check_backend(backend: str, names: tuple[str, ...] = get_args(Backend)) -> None:
     """Refuses a name that does not exist; whether it can run is known when the operator does."""
     if backend not in names:
         raise ValueError(f"backend: expected one of {', '.join(names)}, got {backend!r}")
+
+
+def implementation(x: Tensor, backend: str, reference: ModuleType, triton: str) -> ModuleType:
+    """The module that does the work.
+
+    Args:
+        x: a tensor that the op was given.
+        backend: one of `Backend`.
+        reference: the equation.
+        triton: the name of the kernels' package, which is imported if it is chosen. Its
+            `unsupported(x)` says why it cannot run either, or None.
+
+    Raises:
+        ValueError: the backend that was asked for cannot do it; the message says why.
+    """
+    if backend == "reference" or (backend == "auto" and x.device.type != "cuda"):
+        return reference
+    reason = triton_unavailable(x)
+    if reason is None:
+        kernels = importlib.import_module(triton)
+        reason = kernels.unsupported(x)
+        if reason is None:
+            return kernels
+    if backend == "auto":
+        return reference
+    raise ValueError(f"backend 'triton' cannot run: {reason}")
 
 
 def triton_unavailable(x: Tensor) -> str | None:

@@ -1,27 +1,16 @@
-"""Which implementation computes: Triton's kernels or the equation, a tile at a time.
+"""Which implementation computes the loss; see `ropewalk.kernels.backends`.
 
-    reference   the equation in torch (reference/); any device and dtype
-    triton      kernels that never write the logits (triton/); CUDA devices, or the interpreter
-    auto        triton where it can run on a CUDA device, else reference: the result is the same
-
-The choice is made where the operator runs and not while a compiler traces it, because it depends
-on what is installed. Triton is imported only once it was chosen.
+reference   the equation in torch, a tile of logits at a time (reference/)
+triton      kernels that never write the logits (triton/)
+auto        triton where it can run on a CUDA device, else reference
 """
 
 from types import ModuleType
-from typing import Literal, get_args
 
 from torch import Tensor
 
-from ropewalk.kernels.backends import check_name, triton_unavailable
+from ropewalk.kernels import backends
 from ropewalk.kernels.linear_cross_entropy import reference
-
-Backend = Literal["auto", "reference", "triton"]
-
-
-def check_backend(backend: str) -> None:
-    """Refuses a name that does not exist; whether it can run is known when the operator does."""
-    check_name(backend, get_args(Backend))
 
 
 def implementation(hidden: Tensor, backend: str) -> ModuleType:
@@ -30,15 +19,5 @@ def implementation(hidden: Tensor, backend: str) -> ModuleType:
     Raises:
         ValueError: the backend that was asked for cannot do it; the message says why.
     """
-    if backend == "reference" or (backend == "auto" and hidden.device.type != "cuda"):
-        return reference
-    reason = triton_unavailable(hidden)
-    if reason is None:
-        from ropewalk.kernels.linear_cross_entropy import triton
-
-        reason = triton.unsupported(hidden)
-        if reason is None:
-            return triton
-    if backend == "auto":
-        return reference
-    raise ValueError(f"backend 'triton' cannot run: {reason}")
+    kernels = "ropewalk.kernels.linear_cross_entropy.triton"
+    return backends.implementation(hidden, backend, reference, kernels)

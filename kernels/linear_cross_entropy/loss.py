@@ -3,8 +3,8 @@
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ropewalk.kernels.backends import Backend
 from ropewalk.kernels.linear_cross_entropy.assemble import Loss, assemble
-from ropewalk.kernels.linear_cross_entropy.backend import Backend
 from ropewalk.kernels.linear_cross_entropy.reduction import Reduction
 
 

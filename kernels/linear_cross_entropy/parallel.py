@@ -16,8 +16,8 @@ import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ropewalk.kernels.backends import Backend
 from ropewalk.kernels.linear_cross_entropy.assemble import Loss, VocabularySlice, assemble
-from ropewalk.kernels.linear_cross_entropy.backend import Backend
 from ropewalk.kernels.linear_cross_entropy.problem import IGNORED, Statistics
 from ropewalk.kernels.linear_cross_entropy.reduction import Reduction
 

@@ -18,7 +18,7 @@ Example:
     >>> query, key = rotate_query_key(query, key, cos, sin)
 """
 
-from ropewalk.kernels.rotary.backend import Backend
+from ropewalk.kernels.backends import Backend
 from ropewalk.kernels.rotary.query_key import rotate_query_key
 from ropewalk.kernels.rotary.rotate import rotate
 from ropewalk.kernels.rotary.validation import LAYOUTS

@@ -1,27 +1,16 @@
-"""Which implementation rotates queries and keys: Triton's kernels or the equation.
+"""Which implementation rotates queries and keys; see `ropewalk.kernels.backends`.
 
-    reference   the equation in torch (reference.py); any device and dtype
-    triton      one launch for both (triton/); CUDA devices, or Triton's interpreter
-    auto        triton where it can run on a CUDA device, else reference: the result is the same
-
-The choice is made where the operator runs and not while a compiler traces it, because it depends
-on what is installed. Triton is imported only once it was chosen.
+reference   the equation in torch (reference.py)
+triton      one launch for both (triton/)
+auto        triton where it can run on a CUDA device, else reference
 """
 
 from types import ModuleType
-from typing import Literal, get_args
 
 from torch import Tensor
 
-from ropewalk.kernels.backends import check_name, triton_unavailable
+from ropewalk.kernels import backends
 from ropewalk.kernels.rotary import reference
-
-Backend = Literal["auto", "reference", "triton"]
-
-
-def check_backend(backend: str) -> None:
-    """Refuses a name that does not exist; whether it can run is known when the operator does."""
-    check_name(backend, get_args(Backend))
 
 
 def implementation(x: Tensor, backend: str) -> ModuleType:
@@ -30,13 +19,4 @@ def implementation(x: Tensor, backend: str) -> ModuleType:
     Raises:
         ValueError: the backend that was asked for cannot do it; the message says why.
     """
-    if backend == "reference" or (backend == "auto" and x.device.type != "cuda"):
-        return reference
-    reason = triton_unavailable(x)
-    if reason is None:
-        from ropewalk.kernels.rotary import triton
-
-        return triton
-    if backend == "auto":
-        return reference
-    raise ValueError(f"backend 'triton' cannot run: {reason}")
+    return backends.implementation(x, backend, reference, "ropewalk.kernels.rotary.triton")

@@ -5,8 +5,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ropewalk.kernels.autocast import cast_inputs
+from ropewalk.kernels.backends import Backend, check_backend
 from ropewalk.kernels.rotary import validation
-from ropewalk.kernels.rotary.backend import Backend, check_backend
 from ropewalk.kernels.rotary.inplace import rotate_inplace
 from ropewalk.kernels.rotary.op import rotate_query_key_op
 from ropewalk.kernels.shapes import Layout

@@ -12,7 +12,7 @@ on what is installed and on the values of positions. Triton is imported only onc
 from types import ModuleType
 from typing import Literal, get_args
 
-from ropewalk.kernels.backends import check_name, triton_unavailable
+from ropewalk.kernels import backends
 from ropewalk.kernels.rotary_attention import flash, reference
 from ropewalk.kernels.rotary_attention.problem import Problem
 
@@ -21,7 +21,7 @@ Backend = Literal["auto", "reference", "flash", "triton"]
 
 def check_backend(backend: str) -> None:
     """A name that exists; whether it can run is known when the operator does."""
-    check_name(backend, get_args(Backend))
+    backends.check_backend(backend, get_args(Backend))
 
 
 def implementation(problem: Problem, backend: str) -> ModuleType:
@@ -35,7 +35,7 @@ def implementation(problem: Problem, backend: str) -> ModuleType:
         return reference
     on_cuda = problem.query.device.type == "cuda"
     if backend == "triton" or (automatic and on_cuda):
-        reason = triton_unavailable(problem.query)
+        reason = backends.triton_unavailable(problem.query)
         if reason is None:
             from ropewalk.kernels.rotary_attention import triton as kernels
 

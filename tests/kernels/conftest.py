@@ -3,6 +3,7 @@
 kernel_device     the interpreter, or a CUDA device: the same cases prove a kernel on both
 as_exact_as       the rule for half precision
 uninitialised     fresh memory holds NaN, so that nobody reads what nobody wrote
+peaks             peak memory, of a process of its own
 compile_kernel    a kernel with given types and constants, compiled for a chip that is not here
 compile_launches  what a host function would launch there, compiled and not run
 """
@@ -10,6 +11,7 @@ compile_launches  what a host function would launch there, compiled and not run
 import contextlib
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -79,6 +81,40 @@ def uninitialised(monkeypatch: pytest.MonkeyPatch) -> None:
         (Tensor, "new_empty"), (Tensor, "new_empty_strided"),
     ):  # fmt: skip
         monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
+
+
+PEAK_OF = """
+from pathlib import Path
+
+def resident(field):  # VmRSS now, VmHWM at its peak
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
+
+def peak_of(call):
+    # The peak that getrusage tells may be that of the process which started this one.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    call()
+    return resident("VmHWM") - before
+"""
+
+
+@pytest.fixture
+def peaks() -> Callable[..., list[int]]:
+    """`peaks(script, *arguments)`: the numbers of bytes that a script prints.
+
+    It runs in a process of its own, where `peak_of(call)` gives the peak of the resident memory
+    during a call beyond what was held before it.
+    """
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("peak memory is read from /proc, which this system lacks")
+
+    def measured(script: str, *arguments: object) -> list[int]:
+        command = [sys.executable, "-c", PEAK_OF + script, *map(str, arguments)]
+        run = subprocess.run(command, check=True, capture_output=True, text=True)
+        return list(map(int, run.stdout.split()))
+
+    return measured
 
 
 @dataclass(frozen=True)

@@ -146,12 +146,12 @@ def test_quantised_heads(make_model):
 
 def test_ends_that_compute_something_else(make_model):
     class Doubled(nn.Linear):
-        def forward(self, input):  # noqa: A002
-            return 2 * super().forward(input)
+        def forward(self, hidden):
+            return 2 * super().forward(hidden)
 
     class Shifted(nn.Embedding):
-        def forward(self, input):  # noqa: A002
-            return super().forward(input) + 1
+        def forward(self, ids):
+            return super().forward(ids) + 1
 
     model = make_model()
     model.lm_head = Doubled(32, 48, bias=False)
@@ -220,7 +220,9 @@ def test_a_fused_loss_needs_memory(make_model):
     config = make_model(tie_word_embeddings=True).config
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
-    words = "expected weights in memory, to try its loss out, got the meta device"
+    words = (
+        "expected weights in memory, to find out what it does to its logits, got the meta device"
+    )
     with pytest.raises(ValueError, match=words):
         tie(model, fused_loss=True)
 

@@ -206,7 +206,7 @@ def _check_source(model: nn.Module, parts: Parts, output: OutputForm, source: st
 def _after_head(model: nn.Module, head: Any) -> tuple[float, float | None]:
     if head.weight.is_meta:
         raise ValueError(
-            f"{type(model).__name__}: expected weights in memory, to try its loss out, got the "
-            "meta device; load the weights first, or tie without fused_loss"
+            f"{type(model).__name__}: expected weights in memory, to find out what it does to "
+            "its logits, got the meta device; load the weights first"
         )
     return after_head(model, head)

@@ -29,6 +29,7 @@ _OF_THE_HEAD = ("bias", "projection")
 _ROWS = 4096  # of a matrix that are compared at once
 
 
+# Of its two parents one calls forward's argument `ids`, torch's own `input`.
 class ModelEmbedding(TiedEmbedding, nn.Embedding):  # type: ignore[override]
     """A `TiedEmbedding` in the place of a model's input embedding.
 

@@ -9,6 +9,6 @@
 No kernel waits for another, and nothing is added atomically.
 """
 
-from ropewalk.kernels.rotary.triton.launch import backward, forward
+from ropewalk.kernels.rotary.triton.launch import backward, forward, unsupported
 
-__all__ = ["backward", "forward"]
+__all__ = ["backward", "forward", "unsupported"]

@@ -17,6 +17,11 @@ from ropewalk.kernels.rotary.triton.turn_back import turn_back_kernel
 from ropewalk.kernels.sizes import ceil_divide
 
 
+def unsupported(x: Tensor) -> str | None:
+    """Why the kernels cannot run here: loads, stores and arithmetic run wherever Triton does."""
+    return None
+
+
 def forward(
     query: Tensor, key: Tensor, query_out: Tensor, key_out: Tensor, rotation: Rotation
 ) -> None:

@@ -314,6 +314,8 @@ def test_small_gradients_of_float16_do_not_vanish(kernel_device):
     upstream = Upstream(least, -least, None)
     found = triton.statistics(p)
     _, grad, bias_grad = triton.gradients(p, found.logsumexp, None, upstream, ALL)
+    assert grad is not None
+    assert bias_grad is not None
     *_, truth, bias_truth = written_out(p, upstream, torch.float64)
     # Rounded twice, with a relative error of 2⁻¹¹; multiples of 2⁻²⁴ would be 100 times as far off.
     torch.testing.assert_close(grad.double(), truth, rtol=2e-3, atol=2.0**-21)

@@ -108,6 +108,7 @@ def test_dead_tiles_are_skipped(workspace, kernel_device, uninitialised, monkeyp
     p.weight[dead] = torch.nan
     gradients = triton.gradients(p, found.logsumexp, found.live, upstream, NEEDS)
     for grad in gradients[1:]:
+        assert grad is not None
         assert (grad[dead] == 0).all()
     # Skipped logits have probabilities of e⁻²⁵ and e⁻¹⁰⁰.
     for ours, full in zip(gradients, expected, strict=True):
@@ -139,6 +140,8 @@ def test_what_is_left_out_is_below_the_resolution(dtype, kernel_device, uninitia
     for terms, x, y, of in (
         (VOCABULARY, ours[0], full[0], p.weight), (TOKENS, ours[1], full[1], p.hidden),
     ):  # fmt: skip
+        assert x is not None
+        assert y is not None
         allowed = terms * lost * of.abs().max().float() + rounding * y.abs().max().float()
         assert (x.float() - y.float()).abs().max() <= allowed
     assert (ours[1] != full[1]).any()
@@ -152,4 +155,5 @@ def test_a_logit_that_is_no_number_keeps_all_tiles(kernel_device):
     assert found.live is not None
     assert found.live.all()
     _, grad, _ = triton.gradients(p, found.logsumexp, found.live, upstream, NEEDS)
+    assert grad is not None
     assert grad[3 * FILTER_COLUMNS + 7].isnan().all()

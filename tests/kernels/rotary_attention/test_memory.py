@@ -1,13 +1,11 @@
 """Memory grows with the length, not with its square; measured in a process of its own."""
 
-import subprocess
-import sys
 from itertools import pairwise
 
 import pytest
 
-PEAK = """
-import resource, sys, torch
+SCRIPT = """
+import sys, torch
 from ropewalk.blocks.rotary import DualChunk, Plain, ReRoPE, RotaryEmbedding
 from ropewalk.kernels.rotary_attention import rotary_attention
 torch.set_num_threads(1)
@@ -28,35 +26,26 @@ def run(n):
     if backward:
         out.sum().backward()
 run(512)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for n in map(int, sys.argv[6:]):
-    run(n)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    print(peak_of(lambda: run(n)))
 """
-
-
-def peaks(*arguments):
-    """Peak resident memory in a process of its own, in KiB beyond a warm-up, length by length."""
-    command = [sys.executable, "-c", PEAK, *map(str, arguments)]
-    run = subprocess.run(command, check=True, capture_output=True, text=True)
-    return list(map(int, run.stdout.split()))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("case", ["rerope", "dual chunk", "sliding window", "packed"])
-def test_memory_grows_linearly(direction, backend, case):
+def test_memory_grows_linearly(peaks, direction, backend, case):
     lengths = (4096, 8192, 16384)
-    found = peaks(1, 16, direction, backend, case, *lengths)
-    matrix = lengths[-1] ** 2 * 4 // 1024  # KiB of one head's scores
-    assert found[-1] < matrix / 8, f"{found} KiB where a matrix of scores has {matrix}"
+    found = peaks(SCRIPT, 1, 16, direction, backend, case, *lengths)
+    matrix = lengths[-1] ** 2 * 4  # bytes of one head's scores
+    assert found[-1] < matrix / 8, f"{found} bytes where a matrix of scores has {matrix}"
     for short, long in pairwise(found):
-        assert long < 2.5 * short + 8 * 1024, f"{found} KiB at lengths {lengths}"
+        assert long < 2.5 * short + 8 * 2**20, f"{found} bytes at lengths {lengths}"
 
 
 @pytest.mark.slow
-def test_16384_tokens_take_less_than_1500_megabytes():
+def test_16384_tokens_take_less_than_1500_megabytes(peaks):
     """Eight heads of 64 in float32, forward and backward, inputs and gradients included."""
-    (found,) = peaks(8, 64, "backward", "auto", "rerope", 16384)
-    assert found < 1.5e9 / 1024
+    (found,) = peaks(SCRIPT, 8, 64, "backward", "auto", "rerope", 16384)
+    assert found < 1.5e9
