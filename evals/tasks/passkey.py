@@ -17,10 +17,10 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from ropewalk.evals.documents import prefix_tokens
 from ropewalk.evals.errors import InputError
 from ropewalk.evals.tasks import passkey_prompt
 from ropewalk.evals.tasks.task import Sample
+from ropewalk.llm.tokens import prefix_tokens
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 

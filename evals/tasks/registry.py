@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ropewalk.evals.documents import cut, prefix_tokens, read_texts
+from ropewalk.evals.documents import cut, read_texts
 from ropewalk.evals.errors import InputError
 from ropewalk.evals.tasks.passkey import Passkey
 from ropewalk.evals.tasks.perplexity import Perplexity
 from ropewalk.evals.tasks.task import Task
+from ropewalk.llm.tokens import prefix_tokens
 
 if TYPE_CHECKING:
     from ropewalk.evals.request import Request

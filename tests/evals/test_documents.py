@@ -5,8 +5,9 @@ import pytest
 from transformers.models.byt5.tokenization_byt5 import ByT5Tokenizer
 
 from ropewalk.evals.default_model import Document
-from ropewalk.evals.documents import cut, encode, prefix_tokens, read_texts
+from ropewalk.evals.documents import cut, encode, read_texts
 from ropewalk.evals.errors import InputError
+from ropewalk.llm.tokens import prefix_tokens
 
 TOKENIZER = ByT5Tokenizer(extra_ids=0)
 
