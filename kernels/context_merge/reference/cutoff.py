@@ -1,0 +1,68 @@
+"""Top-p without sorting a vocabulary: the smallest probability that is kept.
+
+A token is kept if the tokens that are more likely than it hold less than top_p together:
+
+    kept(i)  ⇔  Σ_{p_j > p_i} p_j < top_p
+
+so the most likely one always is, and equal ones are kept or dropped together. Along p the sum only
+falls, so the threshold is bracketed by halving the distance between a bound below it and the
+largest probability, on a logarithmic scale; each step is one masked sum. What is left inside the
+bracket is sorted once it is few. Probabilities below (1 − top_p) / vocabulary are too little
+together to be kept, which is the bound that the search starts from.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+# Values that are sorted: up to here it takes less time than to narrow them down.
+FEW = 4096
+HALVINGS = 8  # before what is left inside the bracket is looked at
+BOUND_SLACK = 0.999  # the bound from below is not rounded upwards
+
+
+def smallest_kept(
+    probabilities: Float[Tensor, "*rows vocabulary"], top_p: float
+) -> Float[Tensor, "*rows 1"]:
+    """The smallest probability of each row that top-p keeps, for top_p below 1."""
+    vocabulary = probabilities.shape[-1]
+    if vocabulary <= FEW:
+        return _by_sorting(probabilities, top_p)
+    rows = probabilities.reshape(-1, vocabulary)
+    found = [_by_search(row, top_p) for row in rows]
+    return torch.cat([rows.new_empty(0), *found]).view(*probabilities.shape[:-1], 1)
+
+
+def _by_search(row: Float[Tensor, " vocabulary"], top_p: float) -> Float[Tensor, " 1"]:
+    # The threshold is one of `candidates` in (low, high], and `wanted` of the mass is left to them.
+    candidates, wanted = row, top_p
+    low, high = (1.0 - top_p) / len(row) * BOUND_SLACK, row.max().item()
+    while len(candidates) > FEW:
+        above = 0.0
+        for _ in range(HALVINGS):
+            middle = (low * high) ** 0.5
+            mass = functional.threshold(candidates, middle, 0.0).sum(dtype=torch.float64).item()
+            if mass < wanted:
+                high, above = middle, mass
+            else:
+                low = middle
+        candidates = candidates[(candidates > low) & (candidates <= high)]
+        wanted -= above
+        # From here on the bracket ends at values that there are, so that every halving leaves out
+        # at least one.
+        low, high = candidates.min().item(), candidates.max().item()
+        if low == high:
+            return candidates[:1]
+        low *= 1.0 - torch.finfo(torch.float64).eps
+    return _by_sorting(candidates, wanted)
+
+
+def _by_sorting(
+    probabilities: Float[Tensor, "*rows columns"], wanted: float
+) -> Float[Tensor, "*rows 1"]:
+    values = probabilities.sort(-1, descending=True).values
+    above = values.cumsum(-1, dtype=torch.float64) - values
+    kept = (above < wanted).sum(-1, keepdim=True)
+    # At least one: rounding may have left less to the bracket than nothing.
+    return values.gather(-1, (kept - 1).clamp_min(0))
