@@ -100,9 +100,8 @@ def context_merge(
     *questions, contexts, vocabulary = logits.shape
     log_prior = None
     if prior is not None:
-        weights = prior.to(statistics_dtype(logits))
-        weights = (weights / weights.mean(-1, keepdim=True)).log()
-        log_prior = weights.expand(*questions, contexts).reshape(-1, contexts)
+        log_prior = _log_weights(prior.to(statistics_dtype(logits)))
+        log_prior = log_prior.expand(*questions, contexts).reshape(-1, contexts)
     log_probs, chosen, entropies = context_merge_op(
         logits.reshape(-1, contexts, vocabulary),
         unconditional.reshape(-1, vocabulary),
@@ -115,3 +114,10 @@ def context_merge(
         chosen.reshape(questions),
         entropies.reshape(*questions, contexts),
     )
+
+
+def _log_weights(prior: Tensor) -> Tensor:
+    """The logarithm of weights over their mean; no gradient comes from those that are 0."""
+    nothing = prior <= 0
+    relative = prior / prior.mean(-1, keepdim=True)
+    return relative.masked_fill(nothing, 1.0).log().masked_fill(nothing, float("-inf"))
