@@ -70,7 +70,7 @@ def no_work(monkeypatch):
         (TypeError, "prior: expected a tensor or None, got list", {"prior": [1.0, 1.0, 1.0]}),
         (
             ValueError,
-            "prior: expected floating-point weights (2, 3), or (3,) for all questions alike, got (4",
+            "prior: expected floating-point weights (2, 3), or (3,) for all questions alike, got",
             {"prior": torch.ones(4)},
         ),
         (ValueError, "(3,) torch.int64", {"prior": torch.ones(3, dtype=torch.int64)}),
