@@ -1,0 +1,26 @@
+"""NBCE around a model: many contexts are read apart, and one answer is merged from all of them.
+
+* `reader`: `NBCE`, which encodes contexts and answers questions.
+* `encode`, `encoded`: contexts read in waves, and what is kept of them.
+* `rows`, `cache`: the batch of a question and its key-value cache.
+* `decoding`, `steps`: `MergedDecoding`, the loop that `generate` runs, and its forward passes.
+* `stopping`, `answer`: where an answer ends, its text, its sources and its trace.
+* `logits_processor`: the same for plain greedy `generate`.
+* `validation`: what is refused, and how to mend it.
+"""
+
+from ropewalk.llm.nbce.answer import Answer, Span, Trace
+from ropewalk.llm.nbce.decoding import MergedDecoding
+from ropewalk.llm.nbce.encoded import EncodedContexts
+from ropewalk.llm.nbce.logits_processor import ContextMergeLogitsProcessor
+from ropewalk.llm.nbce.reader import NBCE
+
+__all__ = [
+    "NBCE",
+    "Answer",
+    "ContextMergeLogitsProcessor",
+    "EncodedContexts",
+    "MergedDecoding",
+    "Span",
+    "Trace",
+]

@@ -1,0 +1,180 @@
+"""`generate` with one token for all rows of a question: `model.generate(…, custom_generate=…)`.
+
+Rows are question-major: of each question first the row without context, then one for every context.
+All rows are one batch; their next-token distributions are merged, and what transformers knows of
+decoding (logits processors and warpers, stopping criteria, the streamer, end-of-text tokens) sees
+the merged ones, one row a question. Sampling therefore draws one token a question, and rows never
+diverge. As the tokens so far, processors and criteria see those of the row without context.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from ropewalk.blocks.nbce import ContextMerge, MergeState
+from ropewalk.llm.nbce.steps import Steps
+from ropewalk.llm.nbce.validation import check_merge, refuse_generation, refuse_rows, weights_of
+
+
+class MergedDecoding:
+    """Greedy decoding or sampling from merged distributions, for `generate(custom_generate=…)`.
+
+        decoding = MergedDecoding(ContextMerge(), contexts=3)
+        tokens = model.generate(**rows, custom_generate=decoding, max_new_tokens=64)
+        decoding.chosen    # which context each token came from
+
+    Rows are padded on the left. What `generate` returns has one row a question, that of the row
+    without context continued; scores are the merged ones. Give the streamer here: transformers does
+    not pass its own on.
+
+    Args:
+        merge: how distributions are merged.
+        contexts: how many each question has, without the row that has none.
+        prior: weights of the contexts, (contexts,) or (questions, contexts).
+        streamer: gets the tokens of the row without context, then the new ones as they come.
+
+    Attributes:
+        chosen: int64 (questions, steps), of the latest call.
+        entropies: float (questions, steps, contexts).
+        lengths: new tokens of each question until it was finished, its last one included.
+
+    Raises:
+        ValueError: no context, or weights of another shape, below 0 or all 0.
+        TypeError: an argument of the wrong kind.
+    """
+
+    def __init__(
+        self,
+        merge: ContextMerge,
+        *,
+        contexts: int,
+        prior: Tensor | Sequence[float] | Sequence[Sequence[float]] | None = None,
+        streamer: BaseStreamer | None = None,
+    ) -> None:
+        check_merge(merge, contexts)
+        self.merge = merge
+        self.contexts = contexts
+        self.prior = weights_of(prior, merge, contexts)
+        self.streamer = streamer
+        self._states: list[MergeState] = []
+        self._lengths: Int[Tensor, " questions"] | None = None
+
+    @property
+    def chosen(self) -> Int[Tensor, "questions steps"]:
+        """Which context each token of the latest call came from."""
+        return torch.stack([state.chosen for state in self._of_a_call()], dim=1)
+
+    @property
+    def entropies(self) -> Float[Tensor, "questions steps contexts"]:
+        """Of every context's prediction at every step of the latest call, in nats."""
+        return torch.stack([state.entropies for state in self._of_a_call()], dim=1)
+
+    @property
+    def lengths(self) -> Int[Tensor, " questions"]:
+        """New tokens of each question in the latest call, without padding behind its last one."""
+        self._of_a_call()
+        assert self._lengths is not None
+        return self._lengths
+
+    def __call__(
+        self,
+        model: Any,
+        input_ids: Int[Tensor, "rows sequence"],
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **model_kwargs: Any,
+    ) -> GenerateDecoderOnlyOutput | Int[Tensor, "questions tokens"]:
+        """What `generate` calls in the place of its own loop.
+
+        Raises:
+            ValueError: rows that are no multiple of contexts + 1, or a way of decoding that cannot
+                be had with merged distributions; nothing has been computed then.
+        """
+        refuse_generation(model, generation_config)
+        questions = refuse_rows(input_ids, self.contexts, self.prior)
+        rows = Steps(
+            model,
+            input_ids,
+            _known_length(input_ids, generation_config, model_kwargs),
+            model_kwargs,
+        )
+        pad = _pad_token(generation_config)
+        answers = input_ids[:: self.contexts + 1]
+        unfinished = torch.ones(questions, dtype=torch.bool, device=input_ids.device)
+        self._states, self._lengths = [], torch.zeros_like(unfinished, dtype=torch.int64)
+        scores: tuple[Tensor, ...] = ()
+        merged: tuple[Tensor, ...] = ()
+        if self.streamer is not None:
+            self.streamer.put(answers.cpu())
+        while bool(unfinished.any()):
+            log_probs = self._merge(rows.next_logits(), questions).to(input_ids.device)
+            adjusted = logits_processor(answers, log_probs)
+            if generation_config.output_scores:
+                scores += (adjusted,)
+            if generation_config.output_logits:
+                merged += (log_probs,)
+            tokens = _pick(adjusted, generation_config.do_sample)
+            if pad is not None:
+                tokens = torch.where(unfinished, tokens, pad)
+            answers = torch.cat([answers, tokens[:, None]], dim=-1)
+            rows.append(tokens.repeat_interleave(self.contexts + 1))
+            self._lengths += unfinished
+            if self.streamer is not None:
+                self.streamer.put(tokens.cpu())
+            unfinished = unfinished & ~stopping_criteria(answers, scores)  # type: ignore[arg-type]
+        if self.streamer is not None:
+            self.streamer.end()
+        if not generation_config.return_dict_in_generate:
+            return answers
+        return GenerateDecoderOnlyOutput(
+            sequences=answers,  # type: ignore[arg-type]
+            scores=scores or None,
+            logits=merged or None,
+            past_key_values=rows.cache,
+        )
+
+    def _merge(self, logits: Float[Tensor, "rows vocabulary"], questions: int) -> Tensor:
+        grouped = logits.view(questions, self.contexts + 1, -1)
+        previous = self._states[-1] if self._states else None
+        prior = None if self.prior is None else self.prior.to(logits.device)
+        log_probs, state = self.merge.merge(grouped[:, 1:], grouped[:, 0], previous, prior=prior)
+        self._states.append(state)
+        return log_probs
+
+    def _of_a_call(self) -> list[MergeState]:
+        if not self._states:
+            raise ValueError("nothing has been generated yet; pass this to generate first")
+        return self._states
+
+
+def _pick(
+    scores: Float[Tensor, "questions vocabulary"], do_sample: bool
+) -> Int[Tensor, " questions"]:
+    """One token a question."""
+    if not do_sample:
+        return scores.argmax(dim=-1)
+    return torch.multinomial(scores.softmax(dim=-1), num_samples=1).squeeze(1)
+
+
+def _pad_token(config: GenerationConfig) -> int | None:
+    """What finished questions get; the first end-of-text token if there is no other."""
+    if config.pad_token_id is not None:
+        return config.pad_token_id
+    ends = config.eos_token_id
+    return ends[0] if isinstance(ends, list) else ends
+
+
+def _known_length(input_ids: Tensor, config: GenerationConfig, model_kwargs: dict[str, Any]) -> int:
+    """Tokens of the rows, the cached ones included, as far as mask or configuration tell."""
+    mask = model_kwargs.get("attention_mask")
+    if mask is not None:
+        return mask.shape[1]
+    # A mask without padding is dropped by `generate`, which notes its length.
+    return getattr(config, "_mask_length", input_ids.shape[1])

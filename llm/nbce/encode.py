@@ -1,0 +1,203 @@
+"""Reading contexts: each once, in waves that fit into memory, and their keys cut out of the batch.
+
+What all rows begin with (`base`) is read once and copied in front of every context. The contexts of
+a wave are padded on the right and read without a mask: under causal attention nothing sees a token
+behind it, so the padding changes no key, whatever the position scheme. A wave holds contexts of
+similar length; where memory fails, waves become half as large.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache
+
+from ropewalk.llm.device_memory import (
+    USABLE,
+    bytes_per_sequence,
+    enough_tokens,
+    free_memory,
+    is_out_of_memory,
+)
+from ropewalk.llm.nbce.cache import RoomyLayer, accepts, make_cache
+from ropewalk.llm.nbce.encoded import Kept, LayerStates, States
+from ropewalk.llm.nbce.progress import Progress
+
+
+class _UnknownCacheError(Exception):
+    """The model filled its cache with something else than keys and values per token."""
+
+
+@torch.no_grad()
+def read_contexts(
+    model: Any,
+    base: Sequence[int],
+    contexts: Sequence[Sequence[int]],
+    *,
+    rows_at_once: int | None = None,
+    cache_device: str | torch.device = "auto",
+) -> Kept | None:
+    """Keys and values of contexts, without padding.
+
+    Args:
+        model: whose cache can be cut up, as `can_be_cut` says.
+        base: tokens before every context.
+        contexts: tokens of each, at least one.
+        rows_at_once: the greatest wave; None leaves that to the memory.
+        cache_device: where to keep them; "auto" is the model's device unless they would take more
+            than half of what is free there, and the host then.
+
+    Returns:
+        The keys and values; None if the cache turned out to hold something else.
+    """
+    try:
+        return _read_contexts(model, base, contexts, rows_at_once, cache_device)
+    except _UnknownCacheError:
+        return None
+
+
+def _read_contexts(
+    model: Any,
+    base: Sequence[int],
+    contexts: Sequence[Sequence[int]],
+    rows_at_once: int | None,
+    cache_device: str | torch.device,
+) -> Kept:
+    shared = _forward(model, [base], DynamicCache()) if base else DynamicCache()
+    # Similar lengths together; the longest first, so that what does not fit shows at once.
+    queue = sorted(range(len(contexts)), key=lambda index: -len(contexts[index]))
+    limit = min(len(contexts), rows_at_once or _rows_that_fit(model, len(base), contexts))
+    home = _Home(cache_device, len(base) + sum(map(len, contexts)))
+    kept_base: LayerStates = []
+    kept: dict[int, LayerStates] = {}
+    devices: list[torch.device] = []
+    with Progress("reading contexts", sum(map(len, contexts))) as progress:
+        while queue:
+            rows = queue[:limit]
+            cache = _read_wave(model, shared, len(base), [contexts[index] for index in rows])
+            if cache is None:
+                limit = max(1, len(rows) // 2)
+                continue
+            if not kept:
+                home.decide(cache)
+                devices = [_device(layer, model) for layer in cache.layers]
+                kept_base = home.cut(shared if base else cache, 0, 0, len(base))
+            for row, index in enumerate(rows):
+                stop = len(base) + len(contexts[index])
+                kept[index] = home.cut(cache, row, len(base), stop)
+            progress.advance(sum(len(contexts[index]) for index in rows))
+            queue = queue[len(rows) :]
+            del cache
+    return Kept(devices, kept_base, [kept[index] for index in range(len(contexts))])
+
+
+class _Home:
+    """Where states are kept.
+
+    Args:
+        asked: "auto" or a device.
+        tokens: how many there will be.
+    """
+
+    def __init__(self, asked: str | torch.device, tokens: int) -> None:
+        self._device = None if asked == "auto" else torch.device(asked)
+        self._tokens = tokens
+
+    def decide(self, cache: Cache) -> None:
+        """Chooses the host if the states of all tokens would take too much of what is free."""
+        if self._device is not None:
+            return
+        layers = [layer for layer in cache.layers if layer.keys is not None]
+        rows, length = layers[0].keys.shape[0], layers[0].keys.shape[-2]
+        taken = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+        needed = taken * self._tokens // (rows * length)
+        devices = {layer.keys.device for layer in layers}
+        if needed > USABLE * sum(map(free_memory, devices)):
+            self._device = torch.device("cpu")
+
+    def cut(self, cache: Cache, row: int, start: int, stop: int) -> LayerStates:
+        """A copy of some tokens of a row."""
+        return [
+            None
+            if layer.keys is None or layer.values is None
+            else States(*(self._copy(x[row, :, start:stop]) for x in (layer.keys, layer.values)))
+            for layer in cache.layers
+        ]
+
+    def _copy(self, x: Tensor) -> Tensor:
+        return x.to(self._device or x.device, copy=True).contiguous()
+
+
+def _device(layer: Any, model: Any) -> torch.device:
+    return model.device if layer.keys is None else layer.keys.device
+
+
+def _read_wave(
+    model: Any, shared: Cache, base: int, contexts: Sequence[Sequence[int]]
+) -> Cache | None:
+    """The cache after some contexts; None if memory failed and there were several."""
+    try:
+        cache = _expanded(shared, len(contexts), base + max(map(len, contexts)))
+        return _forward(model, contexts, cache, base)
+    except (RuntimeError, MemoryError) as error:
+        if len(contexts) == 1 or not is_out_of_memory(error):
+            raise
+        return None
+
+
+def _expanded(shared: Cache, rows: int, length: int) -> DynamicCache:
+    """The shared tokens in front of every row, with room up to `length`."""
+    layers: list[RoomyLayer | None] = []
+    for layer in shared.layers:
+        if layer.keys is None or layer.values is None:
+            layers.append(None)
+            continue
+        filled = layer.keys.shape[-2]
+        buffers = []
+        for states in (layer.keys, layer.values):
+            buffer = states.new_empty(rows, states.shape[1], length, states.shape[3])
+            buffer[:, :, :filled] = states
+            buffers.append(buffer)
+        layers.append(RoomyLayer(*buffers, filled, layer.keys.device))
+    return make_cache(layers)
+
+
+def _forward(model: Any, rows: Sequence[Sequence[int]], cache: Cache, start: int = 0) -> Cache:
+    """Reads rows of tokens, padded on the right, at positions from `start` on."""
+    longest = max(map(len, rows))
+    tokens = torch.tensor([[*row, *[row[-1]] * (longest - len(row))] for row in rows])
+    inputs: dict[str, Any] = {
+        "input_ids": tokens.to(model.device),
+        "past_key_values": cache,
+        "use_cache": True,
+    }
+    if accepts(model, "position_ids"):
+        positions = torch.arange(start, start + longest, device=model.device)
+        inputs["position_ids"] = positions.expand(len(rows), -1)
+    if accepts(model, "logits_to_keep"):
+        inputs["logits_to_keep"] = 1
+    model(**inputs)
+    filled = [layer for layer in cache.layers if layer.keys is not None]
+    expected = (len(rows), start + longest)
+    if not filled or any(
+        states is None or states.ndim != 4 or (states.shape[0], states.shape[2]) != expected
+        for layer in filled
+        for states in (layer.keys, layer.values)
+    ):
+        raise _UnknownCacheError
+    return cache
+
+
+def _rows_that_fit(model: Any, base: int, contexts: Sequence[Sequence[int]]) -> int:
+    """How many contexts to read at once: as many as pay off and fit, at least one."""
+    longest = max(map(len, contexts))
+    paying = enough_tokens(model.device) // longest
+    try:
+        each = bytes_per_sequence(
+            model.config, length=base + longest, scored=1, itemsize=model.dtype.itemsize
+        )
+    except AttributeError:
+        # A configuration with names of its own; waves are halved where that is too much.
+        return max(1, paying)
+    return max(1, min(paying, int(USABLE * free_memory(model.device)) // each))

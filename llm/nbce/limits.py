@@ -1,0 +1,97 @@
+"""How long a row may be, and which context makes one too long."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ropewalk.llm.model_config import trained_length
+from ropewalk.llm.nbce.encoded import EncodedContexts
+from ropewalk.llm.refusals import is_plugged
+
+_REMEDIES = (
+    "split it into several contexts, plug a variant that reads further (ropewalk.llm.plug), or "
+    "pass max_length=… to NBCE if the model does read so much"
+)
+
+
+def require_count(name: str, value: object) -> int | None:
+    """A positive integer or None.
+
+    Raises:
+        TypeError: something else.
+        ValueError: an integer below 1.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an integer or None, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name}: expected at least 1, got {value}")
+    return value
+
+
+def limit_of(model: Any, max_length: int | None) -> int | None:
+    """How many tokens a row may have; None if there is no limit."""
+    if max_length is not None:
+        return max_length
+    if is_plugged(model):
+        return None
+    try:
+        return trained_length(model)
+    except ValueError:
+        return None
+
+
+def refuse_long_contexts(
+    limit: int | None, base: int, names: Sequence[str], lengths: Sequence[int]
+) -> None:
+    """Contexts without any token, and those that are too long with what stands before them.
+
+    Raises:
+        ValueError: says which, its length and the remedy.
+    """
+    for place, (name, length) in enumerate(zip(names, lengths, strict=True)):
+        if length == 0:
+            raise ValueError(f"contexts[{place}] ({name!r}) has no token; leave it out")
+        if limit is not None and base + length > limit:
+            before = f" after {base} of the prefix" if base else ""
+            raise ValueError(
+                f"contexts[{place}] ({name!r}) is {length} tokens long{before}, and a row may have "
+                f"{limit}; {_REMEDIES}"
+            )
+
+
+def refuse_long_rows(
+    limit: int | None,
+    encoded: EncodedContexts,
+    questions: Sequence[str],
+    tails: Sequence[int],
+    max_new_tokens: int,
+) -> None:
+    """Questions without any token, and rows that are too long with question and answer.
+
+    Args:
+        limit: how many tokens a row may have.
+        encoded: the contexts.
+        questions: as they were asked.
+        tails: tokens of separator and question, of each question.
+        max_new_tokens: of each answer.
+
+    Raises:
+        ValueError: says which context and question, their lengths and the remedy.
+    """
+    for place, tail in enumerate(tails):
+        if tail == 0:
+            raise ValueError(f"questions[{place}] has no token; ask something else")
+    if limit is None:
+        return
+    context = max(range(len(encoded)), key=lambda index: encoded.lengths[index])
+    question = max(range(len(tails)), key=lambda index: tails[index])
+    length, base = encoded.lengths[context], len(encoded.base)
+    total = base + length + tails[question] + max_new_tokens
+    if total > limit:
+        raise ValueError(
+            f"contexts[{context}] ({encoded.names[context]!r}) is {length} tokens long; with "
+            f"{base} of the prefix, {tails[question]} of separator and questions[{question}] "
+            f"({questions[question]!r}) and {max_new_tokens} new ones that makes {total}, and a "
+            f"row may have {limit}; ask for fewer new tokens, {_REMEDIES}"
+        )
