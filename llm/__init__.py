@@ -1,4 +1,4 @@
-"""Other people's models: rotary variants plugged in and exported, heads tied, many contexts asked."""
+"""Other people's models: variants plugged in and exported, heads tied, many contexts asked."""
 
 from ropewalk.blocks.heads import tie, untie
 from ropewalk.llm.export import ExportReport, export
