@@ -169,7 +169,7 @@ class ContextMerge:
                 "previous: expected the MergeState of the step before or None, got "
                 f"{type(previous).__name__}"
             )
-        if prior is not None and not isinstance(self.pooling, str):
+        if prior is not None and callable(self.pooling):
             raise ValueError(
                 "prior: expected None where pooling is a function, which has weights of its own; "
                 "let it close over them"
@@ -177,17 +177,17 @@ class ContextMerge:
         if prior is not None and not isinstance(prior, Tensor):
             prior = torch.tensor(prior, dtype=torch.float32, device=log_probs.device)
         chosen = None if previous is None else previous.chosen
-        if isinstance(self.pooling, str):
-            merged = context_merge(
-                log_probs, unconditional, beta=self.beta, eta=self.eta, top_p=self.top_p,
-                pooling=self.pooling, renormalise_entropy=self.renormalise_entropy,
-                previous=chosen, prior=prior, backend=self.backend,
-            )  # fmt: skip
-        else:
+        if callable(self.pooling):
             merged = pool_with(
                 self.pooling, log_probs, unconditional, beta=self.beta, eta=self.eta,
                 top_p=self.top_p, renormalise_entropy=self.renormalise_entropy,
                 previous=chosen,
+            )  # fmt: skip
+        else:
+            merged = context_merge(
+                log_probs, unconditional, beta=self.beta, eta=self.eta, top_p=self.top_p,
+                pooling=self.pooling, renormalise_entropy=self.renormalise_entropy,
+                previous=chosen, prior=prior, backend=self.backend,
             )  # fmt: skip
         return _taken_apart(merged)
 

@@ -17,7 +17,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ropewalk.kernels.context_merge.problem import Problem
-from ropewalk.kernels.context_merge.reference import merge as forward
+from ropewalk.kernels.context_merge.reference.merge import (
+    AT_ONCE,
+    combined,
+    pooled_of,
+    scores_of,
+    truncated_unconditional,
+)
 from ropewalk.kernels.context_merge.reference.rows import (
     RowStatistics,
     log_probabilities,
@@ -46,7 +52,7 @@ def gradient(
         problem.unconditional, memory_format=torch.contiguous_format
     )
     prior_grad = None if problem.log_prior is None else torch.empty_like(problem.log_prior)
-    step = max(1, forward.AT_ONCE // (problem.contexts * problem.vocabulary))
+    step = max(1, AT_ONCE // (problem.contexts * problem.vocabulary))
     for start in range(0, problem.questions, step):
         some = slice(start, start + step)
         part = replace(
@@ -69,11 +75,11 @@ def _of_questions(
     rows = row_statistics(
         problem.logits, problem.top_p, renormalise_entropy=problem.renormalise_entropy
     )
-    scores = forward.scores_of(problem, rows.entropy)
+    scores = scores_of(problem, rows.entropy)
     chosen = scores.argmin(-1)
-    pooled = forward.pooled_of(problem, rows, scores, chosen)
-    unconditional = forward.truncated_unconditional(problem)
-    merged = forward.combined(problem, pooled, unconditional)
+    pooled = pooled_of(problem, rows, scores, chosen)
+    unconditional = truncated_unconditional(problem)
+    merged = combined(problem, pooled, unconditional)
 
     exists = merged > NOTHING
     upstream = log_probs_grad.masked_fill(~exists, 0.0)

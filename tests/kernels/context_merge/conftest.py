@@ -29,7 +29,7 @@ def cut(row: np.ndarray, top_p: float) -> tuple[np.ndarray, np.ndarray]:
     kept, above, before = np.zeros(len(row), bool), 0.0, None
     for place in np.argsort(-probs, kind="stable"):
         if before is None or probs[place] < before:
-            mass_above, before = above, probs[place]
+            mass_above, before = above, float(probs[place])
         kept[place] = mass_above < top_p
         above += probs[place]
     return log_probs, np.where(kept, log_probs, NOTHING)
@@ -71,15 +71,16 @@ def merge_one(
         pooled = rows[chosen][1]
     elif pooling == "mean":
         share = weights / weights.sum()
-        pooled = sum(share[k] * rows[k][1] for k in part)
+        pooled = np.sum([share[k] * rows[k][1] for k in part], axis=0)
         if not np.isfinite(pooled).any():
             union = np.any([np.isfinite(rows[k][1]) for k in part], axis=0)
-            pooled = np.where(union, sum(share[k] * rows[k][0] for k in part), NOTHING)
+            whole = np.sum([share[k] * rows[k][0] for k in part], axis=0)
+            pooled = np.where(union, whole, NOTHING)
     elif pooling == "max":
         pooled = np.max([rows[k][1] + math.log(weights[k]) for k in part], axis=0)
     else:
         surer = np.exp([min(scores) - scores[k] for k in part])
-        mixed = sum(w * np.exp(rows[k][1]) for w, k in zip(surer / surer.sum(), part, strict=True))
+        mixed = (surer / surer.sum()) @ np.exp([rows[k][1] for k in part])
         with np.errstate(divide="ignore"):
             pooled = np.log(mixed)
     without = cut(unconditional, top_p)[1]

@@ -91,6 +91,8 @@ def test_gradient_of_tokens_that_cannot_be(make_case):
             logits[..., ::3] = unconditional[..., ::2] = -torch.inf
         merged = context_merge(logits, unconditional, pooling=pooling, top_p=1.0)
         (finite(merged.log_probs).square().sum() + merged.entropies.sum()).backward()
+        assert logits.grad is not None
+        assert unconditional.grad is not None
         assert logits.grad.isfinite().all()
         assert unconditional.grad.isfinite().all()
         assert not logits.grad[..., ::3].any()
