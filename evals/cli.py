@@ -98,7 +98,8 @@ def eval_command(
         typer.Option(help="See `ropewalk variants`; VARIANT@MODEL runs it on another model."),
     ] = None,
     task: Annotated[
-        list[str] | None, typer.Option(help="perplexity or passkey; both by default.")
+        list[str] | None,
+        typer.Option(help="perplexity, passkey or nbce; the first two by default."),
     ] = None,
     length: Annotated[
         str | None,
@@ -116,8 +117,16 @@ def eval_command(
     depth: Annotated[
         str, typer.Option(help="Where the pass key is hidden, 0 to 1.")
     ] = "0,0.25,0.5,0.75,1",
-    trials: Annotated[int, typer.Option(help="Pass keys for each length and depth.")] = 4,
+    trials: Annotated[
+        int, typer.Option(help="Pass keys for each length (number of contexts) and depth.")
+    ] = 4,
     seed: Annotated[int, typer.Option(help="Decides the pass keys.")] = 0,
+    contexts: Annotated[
+        str, typer.Option(help="Numbers of contexts, one of which holds the pass key.")
+    ] = "1,2,4,8,16,32",
+    context_length: Annotated[
+        int | None, typer.Option(help="Tokens of each context; 3/4 of the trained length.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
     batch_size: Annotated[
@@ -128,13 +137,13 @@ def eval_command(
 ) -> None:
     """Measures variants on a model over context lengths; continues a run that was stopped."""
     from ropewalk.evals.request import Request
-    from ropewalk.evals.tasks.registry import TASKS
+    from ropewalk.evals.tasks.registry import DEFAULT_TASKS
 
     request = Request(
         out=out or Path("runs") / (Path(model).name or "model"),
         model=model,
         variants=tuple(variant or ("rope",)),
-        tasks=tuple(task or TASKS),
+        tasks=tuple(task or DEFAULT_TASKS),
         lengths=_numbers("length", length, int) if length is not None else (),
         text=tuple(text or ()),
         documents=documents,
@@ -142,6 +151,8 @@ def eval_command(
         depths=_numbers("depth", depth, float),
         trials=trials,
         seed=seed,
+        contexts=_numbers("contexts", contexts, int),
+        context_length=context_length,
         dtype=dtype,
         device=device,
         batch_size=batch_size,

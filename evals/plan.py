@@ -8,7 +8,8 @@ import torch
 
 from ropewalk.evals.errors import InputError, one_line
 from ropewalk.evals.models import ModelSource, choose_device, choose_dtype, open_model
-from ropewalk.evals.request import MULTIPLES, Request, split_variant
+from ropewalk.evals.parallel_windows import has_parallel_windows
+from ropewalk.evals.request import Request, split_variant
 from ropewalk.evals.tasks.registry import TASKS
 from ropewalk.evals.tasks.task import Task
 from ropewalk.llm.variants import ResolvedVariant
@@ -30,6 +31,11 @@ class Subject:
     source: ModelSource
     variant: ResolvedVariant
 
+    @property
+    def has_parallel_windows(self) -> bool:
+        """Whether nothing is plugged and every layer attends to all that was read."""
+        return not self.variant.describe() and has_parallel_windows(self.source.config)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -38,7 +44,7 @@ class Plan:
     Attributes:
         subjects: in the order in which they are run and shown.
         tasks: the tasks.
-        lengths: ascending context lengths, in tokens.
+        lengths: task → ascending context lengths at which it is measured, in tokens.
         dtype: of the weights.
         device: where the model runs.
         batch_size: the user's bound on it, if any.
@@ -48,7 +54,7 @@ class Plan:
 
     subjects: Sequence[Subject]
     tasks: Sequence[Task]
-    lengths: Sequence[int]
+    lengths: dict[str, tuple[int, ...]]
     dtype: torch.dtype
     device: torch.device
     batch_size: int | None
@@ -71,18 +77,19 @@ def make_plan(request: Request) -> Plan:
         if name is not None and name not in sources:
             sources[name] = open_model(name, trust_remote_code=request.trust_remote_code)
             _check_same_tokenizer(main, sources[name])
-    lengths = tuple(request.lengths) or tuple(main.trained_length * times for times in MULTIPLES)
+    lengths = {name: TASKS[name].lengths(request, main.trained_length) for name in request.tasks}
+    longest = max(max(of_task) for of_task in lengths.values())
     subjects = []
     for text, (variant, name) in split.items():
         source = sources[name or request.model]
         try:
-            resolved = variant.over(source.native).resolve(source.trained_length, lengths[-1])
+            resolved = variant.over(source.native).resolve(source.trained_length, longest)
         except (ValueError, OverflowError) as error:
             raise InputError(f"variant {text!r}: {one_line(error)}") from error
         subjects.append(Subject(text, source, resolved))
-    tasks = [TASKS[name].make(request, main.tokenizer, lengths) for name in request.tasks]
-    for task in tasks:
-        task.samples(lengths[0])  # raises if the shortest length has no room for a sample
+    tasks = [TASKS[name].make(request, main.tokenizer, lengths[name]) for name in request.tasks]
+    # The shortest samples are made at once: that raises if a length has no room for one.
+    shortest = [sample for task in tasks for sample in task.samples(lengths[task.name][0])]
     configuration = {
         "model": request.model,
         "models": {
@@ -92,10 +99,20 @@ def make_plan(request: Request) -> Plan:
         "dtype": str(dtype).removeprefix("torch."),
         "device": device.type,
         "variants": {subject.label: subject.variant.describe() for subject in subjects},
-        "lengths": list(lengths),
+        "lengths": _prompt_lengths(lengths),
         "tasks": {task.name: task.settings() for task in tasks},
     }
+    if any(sample.reading == "windows" for sample in shortest):
+        configuration["parallel_windows"] = [
+            subject.label for subject in subjects if subject.has_parallel_windows
+        ]
     return Plan(subjects, tasks, lengths, dtype, device, request.batch_size, configuration)
+
+
+def _prompt_lengths(lengths: dict[str, tuple[int, ...]]) -> list[int]:
+    """The lengths of the tasks that read prompts of a length that is asked for; none without."""
+    readers = [name for name in lengths if "lengths" in TASKS[name].options]
+    return list(lengths[readers[0]]) if readers else []
 
 
 def _check_same_tokenizer(one: ModelSource, other: ModelSource) -> None:

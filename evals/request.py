@@ -7,13 +7,13 @@ from pathlib import Path
 
 from ropewalk.evals.errors import InputError
 from ropewalk.evals.run_file import check_run_folder
+from ropewalk.evals.tasks.nbce import CONTEXTS
 from ropewalk.evals.tasks.passkey import DEPTHS
-from ropewalk.evals.tasks.registry import TASKS
+from ropewalk.evals.tasks.registry import DEFAULT_TASKS, TASKS
 from ropewalk.llm.variants import ROPE, Variant, nearest, parse_variant
 
-MULTIPLES = (1, 2, 4, 8)
 # Options of the command line that are not called as the attribute is.
-OPTION_NAMES = {"depths": "depth"}
+OPTION_NAMES = {"depths": "depth", "lengths": "length"}
 # Positions are 32-bit in kernels.
 LENGTH_BOUND = 2**31
 
@@ -32,8 +32,10 @@ class Request:
         documents: how many documents perplexity takes at most.
         score_tokens: tokens scored at each document's end; half the shortest length if None.
         depths: where the pass key is hidden, from 0 to 1.
-        trials: pass keys in each cell of length × depth.
+        trials: pass keys in each cell of length × depth, or of number of contexts × depth.
         seed: decides the pass keys.
+        contexts: numbers of contexts, ascending, for task nbce.
+        context_length: tokens of each of them; three quarters of the trained length if None.
         dtype: `auto`, `float32`, `bfloat16` or `float16`.
         device: `auto` or a torch device.
         batch_size: most sequences in a batch; chosen to fit memory if None.
@@ -43,7 +45,7 @@ class Request:
     out: Path
     model: str = "default"
     variants: Sequence[str] = (ROPE,)
-    tasks: Sequence[str] = tuple(TASKS)
+    tasks: Sequence[str] = DEFAULT_TASKS
     lengths: Sequence[int] = ()
     text: Sequence[Path] = ()
     documents: int = 8
@@ -51,6 +53,8 @@ class Request:
     depths: Sequence[float] = DEPTHS
     trials: int = 4
     seed: int = 0
+    contexts: Sequence[int] = CONTEXTS
+    context_length: int | None = None
     dtype: str = "auto"
     device: str = "auto"
     batch_size: int | None = None
@@ -80,6 +84,7 @@ class Request:
             ("trials", self.trials),
             ("score-tokens", self.score_tokens),
             ("batch-size", self.batch_size),
+            ("context-length", self.context_length),
         ):
             if number is not None and number < 1:
                 raise InputError(f"--{name} must be at least 1, got {number}")
@@ -88,6 +93,10 @@ class Request:
             raise InputError(f"depths must lie between 0 and 1, got {_listed(self.depths)}")
         if any(low >= high for low, high in pairwise(self.depths)):
             raise InputError(f"depths must be ascending, got {_listed(self.depths)}")
+        if not self.contexts or any(not 1 <= count < LENGTH_BOUND for count in self.contexts):
+            raise InputError(f"--contexts must be at least 1, got {_listed(self.contexts)}")
+        if any(low >= high for low, high in pairwise(self.contexts)):
+            raise InputError(f"--contexts must be ascending, got {_listed(self.contexts)}")
         for path in self.text:
             if not path.exists():
                 raise InputError(f"text {str(path)!r} does not exist")
@@ -95,18 +104,18 @@ class Request:
 
     def _check_needed(self) -> None:
         """Raises InputError for a value that was given and that no task of the request reads."""
-        for task, entry in TASKS.items():
-            if task in self.tasks:
-                continue
-            for name in entry.options:
-                default = type(self).__dataclass_fields__[name].default
-                value = getattr(self, name)
-                if (tuple(value) if isinstance(value, Sequence) else value) != default:
-                    option = OPTION_NAMES.get(name, name.replace("_", "-"))
-                    raise InputError(
-                        f"--{option} is only read by task {task}, which is not asked for; "
-                        f"leave it out or add --task {task}"
-                    )
+        for name in dict.fromkeys(name for entry in TASKS.values() for name in entry.options):
+            readers = [task for task, entry in TASKS.items() if name in entry.options]
+            default = type(self).__dataclass_fields__[name].default
+            value = getattr(self, name)
+            given = (tuple(value) if isinstance(value, Sequence) else value) != default
+            if given and not set(readers) & set(self.tasks):
+                option = OPTION_NAMES.get(name, name.replace("_", "-"))
+                only = f"task {readers[0]}" if len(readers) == 1 else f"tasks {_and(readers)}"
+                raise InputError(
+                    f"--{option} is only read by {only}, not by what is asked for; "
+                    f"leave it out or add --task {readers[0]}"
+                )
 
 
 def split_variant(text: str) -> tuple[Variant, str | None]:
@@ -139,3 +148,7 @@ def check_lengths(lengths: Sequence[int]) -> None:
 
 def _listed(values: Sequence[float]) -> str:
     return ",".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+
+
+def _and(names: Sequence[str]) -> str:
+    return ", ".join(names[:-1]) + " and " + names[-1]

@@ -1,4 +1,4 @@
-"""Reports of a run: a table, two pictures and a page, all drawn from its file alone."""
+"""Reports of a run: tables, pictures and a page, all drawn from its file alone."""
 
 from pathlib import Path
 
@@ -29,8 +29,9 @@ def write_report(folder: Path) -> tuple[Summary, list[Path]]:
     Raises:
         InputError: there is no run in `folder`, or it cannot be written to.
     """
-    from ropewalk.evals.report.figures import perplexity_picture, retrieval_picture
+    from ropewalk.evals.report.loss_picture import perplexity_picture
     from ropewalk.evals.report.page import page
+    from ropewalk.evals.report.share_pictures import contexts_picture, retrieval_picture
 
     content = read_run(folder)
     try:
@@ -45,6 +46,8 @@ def write_report(folder: Path) -> tuple[Summary, list[Path]]:
         pictures["perplexity"] = perplexity_picture(summary), perplexity_picture(summary, dark=True)
     if summary.retrieval:
         pictures["passkey"] = retrieval_picture(summary), retrieval_picture(summary, dark=True)
+    if summary.contexts is not None and summary.contexts.rows:
+        pictures["nbce"] = contexts_picture(summary), contexts_picture(summary, dark=True)
     try:
         for name, (light, _) in pictures.items():
             path = folder / f"{name}.png"

@@ -26,7 +26,11 @@ def conclusion(summary: Summary) -> str:
     """
     if summary.measured == 0:
         return "This run has no results yet."
-    parts = [part for part in (_loss_part(summary), _passkey_part(summary)) if part]
+    parts = [
+        part
+        for part in (_loss_part(summary), _passkey_part(summary), _contexts_part(summary))
+        if part
+    ]
     sentences = []
     if parts:
         text = "; ".join(parts) + "."
@@ -58,6 +62,8 @@ def _not_finite(summary: Summary) -> str:
 
 
 def _loss_part(summary: Summary) -> str:
+    if not summary.losses:
+        return ""
     first, longest = summary.lengths[0], summary.lengths[-1]
     cells = {
         key: loss
@@ -115,6 +121,8 @@ def _tied(best: Loss, other: Loss) -> bool:
 
 
 def _passkey_part(summary: Summary) -> str:
+    if not summary.retrieval_by_length:
+        return ""
     longest = summary.lengths[-1]
     cells = {
         variant: summary.retrieval_by_length[variant, longest]
@@ -142,6 +150,40 @@ def _passkey_part(summary: Summary) -> str:
     found = f"{shares[baseline]:.0%}" if baseline in shares else "–"
     unsure = " (inside the confidence interval)" if baseline in close else ""
     return text + f"{baseline} finds {found} of the pass keys, {_listed(best)} {top:.0%}{unsure}"
+
+
+def _contexts_part(summary: Summary) -> str:
+    """NBCE against the concatenation, for the first variant, in the most contexts."""
+    contexts = summary.contexts
+    if contexts is None:
+        return ""
+    count = contexts.counts[-1]
+    cells = {
+        (variant, reader): contexts.shares[variant, reader, count]
+        for variant, reader in contexts.rows
+        if (variant, reader, count) in contexts.shares
+        and summary.is_whole("nbce", contexts.shares[variant, reader, count].count)
+    }
+    baseline = summary.variants[0]
+    merged, joined = (cells.get((baseline, name)) for name in ("min_entropy", "concatenation"))
+    if merged is None or joined is None:
+        return ""
+    several = "contexts" if count > 1 else "context"
+    text = (
+        f"in {count} {several} of {contexts.context_length} tokens {baseline} finds "
+        f"{merged.value:.0%} of the pass keys by NBCE with least entropy and {joined.value:.0%} in "
+        "their concatenation"
+    )
+    others = {
+        variant: cells[variant, "concatenation"].value
+        for variant in summary.variants[1:]
+        if (variant, "concatenation") in cells
+    }
+    if len(others) > MOST_NAMES:
+        low, high = min(others.values()), max(others.values())
+        return f"{text} ({len(others)} others {low:.0%} to {high:.0%})"
+    named = [f"{variant} {share:.0%}" for variant, share in others.items()]
+    return f"{text} ({_listed(named)})" if named else text
 
 
 def _named(names: Sequence[str]) -> str:

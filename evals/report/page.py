@@ -9,6 +9,7 @@ from math import isfinite
 from string import Template
 
 from ropewalk.evals.report.conclusion import conclusion
+from ropewalk.evals.report.many_contexts import READERS, ContextShares
 from ropewalk.evals.report.statistics import Estimate
 from ropewalk.evals.report.summary import Summary
 
@@ -17,6 +18,8 @@ CAPTIONS = {
     "falling curve means that the longer context helps. Curves that leave the frame are marked ↑.",
     "passkey": "Share of five-digit pass keys that greedy decoding repeats exactly, by context "
     "length and by the depth at which the key was hidden.",
+    "nbce": "Share of five-digit pass keys that greedy decoding repeats exactly when one of many "
+    "contexts states the key, by the number of contexts and by how they are read.",
 }
 
 
@@ -34,6 +37,9 @@ def page(summary: Summary, pictures: Mapping[str, tuple[bytes, bytes]]) -> str:
         sections.append(
             _section("Pass keys", _picture("passkey", pictures) + _retrieval_table(summary))
         )
+    if "nbce" in pictures and summary.contexts is not None:
+        body = _picture("nbce", pictures) + _contexts_table(summary, summary.contexts)
+        sections.append(_section("Many contexts", body))
     sections += [
         _section("Variants", _variants_table(summary)),
         _section("Run", _run_details(summary)),
@@ -42,7 +48,7 @@ def page(summary: Summary, pictures: Mapping[str, tuple[bytes, bytes]]) -> str:
         files("ropewalk.evals").joinpath("templates/report.html").read_text(encoding="utf-8")
     )
     return template.substitute(
-        title=escape(f"{summary.model} at {summary.lengths[-1]} tokens"),
+        title=escape(f"{summary.model} at {summary.longest} tokens"),
         subtitle=escape(_subtitle(summary)),
         conclusion=escape(conclusion(summary)),
         sections="\n".join(sections),
@@ -147,20 +153,43 @@ def _loss_tables(summary: Summary) -> str:
 def _retrieval_table(summary: Summary) -> str:
     task = summary.configuration["tasks"]["passkey"]
 
-    def share(cell: Estimate, is_best: bool) -> str:
-        mark = " best" if is_best and cell.value > 0 else ""
-        return (
-            f'<td class="share{mark}" style="--share:{0.42 * cell.value:.3f}">{cell.value:.0%}'
-            f"<small>{cell.low:.0%} to {cell.high:.0%}</small></td>"
-        )
-
     return _by_length(
         summary,
         f"Share of pass keys found over {len(task['depths'])} depths × {task['trials']} trials, "
         "with Wilson's 95 % interval.",
         summary.retrieval_by_length,
-        share,
+        _share,
         max,
+    )
+
+
+def _share(cell: Estimate, is_best: bool) -> str:
+    mark = " best" if is_best and cell.value > 0 else ""
+    return (
+        f'<td class="share{mark}" style="--share:{0.42 * cell.value:.3f}">{cell.value:.0%}'
+        f"<small>{cell.low:.0%} to {cell.high:.0%}</small></td>"
+    )
+
+
+def _contexts_table(summary: Summary, contexts: ContextShares) -> str:
+    task = summary.configuration["tasks"]["nbce"]
+    rows = []
+    for variant, reader in contexts.rows:
+        cells = [f"<td><code>{escape(variant)}</code></td>", f"<td>{escape(READERS[reader])}</td>"]
+        for count in contexts.counts:
+            cell = contexts.shares.get((variant, reader, count))
+            shown = (
+                "<td>–</td>" if cell is None else _share(cell, cell.value == contexts.best(count))
+            )
+            cells.append(shown)
+        rows.append(cells)
+    return _table(
+        f"Share of pass keys found among so many contexts of {contexts.context_length} tokens, "
+        f"over {len(task['depths'])} depths × {task['trials']} trials, with Wilson's 95 % "
+        "interval. NBCE merges what the model says after each context alone; naive Bayes is its mean with "
+        "β = contexts − 1 and nothing cut off; the concatenation is one prompt with all of them.",
+        ["variant", "read by", *map(str, contexts.counts)],
+        rows,
     )
 
 

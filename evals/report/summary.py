@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import inf, log, nan
 from typing import Any
 
+from ropewalk.evals.report.many_contexts import ContextShares, context_shares
 from ropewalk.evals.report.statistics import Estimate, mean, ratio, wilson
 
 
@@ -32,16 +33,18 @@ class Summary:
 
     Attributes:
         variants: labels in the order of the run.
-        lengths: ascending.
+        lengths: of the prompts of perplexity and passkey, ascending; empty without them.
         trained_length: of the run's main model.
         losses: (variant, length) → loss; empty without the task.
         retrieval: (variant, length, depth) → share of pass keys found.
         retrieval_by_length: (variant, length) → the same over all depths.
         depths: ascending.
+        contexts: pass keys found in one of many contexts; None without the task.
         configuration: of the run.
         sessions: when, for how long and on what it ran.
         complete: whether all results are there.
-        planned: task → samples of each variant at each length, of the tasks that are shown.
+        planned: task → samples in each of its cells, of the tasks that are shown.
+        planned_samples: how many samples the whole run has.
         measured: how many samples of those tasks there are.
     """
 
@@ -52,16 +55,20 @@ class Summary:
     retrieval: dict[tuple[str, int, float], Estimate]
     retrieval_by_length: dict[tuple[str, int], Estimate]
     depths: Sequence[float]
+    contexts: ContextShares | None
     configuration: dict[str, Any]
     sessions: Sequence[dict[str, Any]]
     complete: bool
     planned: dict[str, int]
+    planned_samples: int
     measured: int
 
     @property
-    def planned_samples(self) -> int:
-        """How many samples the whole run has."""
-        return sum(self.planned.values()) * len(self.variants) * len(self.lengths)
+    def longest(self) -> int:
+        """The most tokens that an answer was looked for in."""
+        counted = () if self.contexts is None else self.contexts.counts
+        each = 0 if self.contexts is None else self.contexts.context_length
+        return max([*self.lengths, *(count * each for count in counted)])
 
     def is_whole(self, task: str, count: int) -> bool:
         """Whether `count` samples are all that a cell of `task` is to have."""
@@ -91,7 +98,8 @@ def summarise(content: dict[str, Any]) -> Summary:
         by_task[result["task"]].append(result)
     keys = by_task["passkey"]
     planned = _planned(configuration["tasks"])
-    if not configuration["lengths"] or not configuration["variants"]:
+    prompts = {"perplexity", "passkey"} & planned.keys()
+    if not configuration["variants"] or (prompts and not configuration["lengths"]):
         raise ValueError("the configuration has no lengths or no variants")
     return Summary(
         variants=list(configuration["variants"]),
@@ -101,10 +109,12 @@ def summarise(content: dict[str, Any]) -> Summary:
         retrieval=_shares((r["variant"], r["length"], r["depth"], r["correct"]) for r in keys),
         retrieval_by_length=_shares((r["variant"], r["length"], r["correct"]) for r in keys),
         depths=sorted({result["depth"] for result in keys}),
+        contexts=context_shares(configuration, by_task["nbce"]),
         configuration=configuration,
         sessions=content["sessions"],
         complete=content["complete"],
         planned=planned,
+        planned_samples=_planned_samples(configuration, planned),
         measured=sum(len(by_task[task]) for task in planned),
     )
 
@@ -116,7 +126,22 @@ def _planned(tasks: dict[str, dict[str, Any]]) -> dict[str, int]:
         planned["perplexity"] = len(tasks["perplexity"]["documents"])
     if "passkey" in tasks:
         planned["passkey"] = len(tasks["passkey"]["depths"]) * tasks["passkey"]["trials"]
+    if "nbce" in tasks:
+        planned["nbce"] = len(tasks["nbce"]["depths"]) * tasks["nbce"]["trials"]
     return planned
+
+
+def _planned_samples(configuration: dict[str, Any], planned: dict[str, int]) -> int:
+    """Samples of all cells; parallel windows are of some variants only."""
+    variants = len(configuration["variants"])
+    total = sum(
+        planned.get(task, 0) * variants * len(configuration["lengths"])
+        for task in ("perplexity", "passkey")
+    )
+    if "nbce" in planned:
+        readings = 2 * variants + len(configuration["parallel_windows"])
+        total += planned["nbce"] * len(configuration["tasks"]["nbce"]["contexts"]) * readings
+    return total
 
 
 def _losses(results: Iterable[dict[str, Any]]) -> dict[tuple[str, int], Loss]:

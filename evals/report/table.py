@@ -6,12 +6,13 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from ropewalk.evals.report.many_contexts import READERS, ContextShares
 from ropewalk.evals.report.summary import Summary
 
 
 def terminal_tables(summary: Summary) -> list[Table]:
-    """Bits per byte, and pass keys found, over lengths; the best of a column is bold."""
-    return [
+    """Bits per byte and pass keys found over lengths or contexts; a column's best is bold."""
+    tables = [
         _table(summary, task, title)
         for task, title, there in (
             ("loss", "Loss in bits per byte", bool(summary.losses)),
@@ -19,6 +20,9 @@ def terminal_tables(summary: Summary) -> list[Table]:
         )
         if there
     ]
+    if summary.contexts is not None and summary.contexts.rows:
+        tables.append(_contexts_table(summary.contexts))
+    return tables
 
 
 def terminal_settings(summary: Summary) -> Table:
@@ -46,6 +50,34 @@ def _table(summary: Summary, task: str, title: str) -> Table:
             shown = f"{value:.3f}" if task == "loss" else f"{value:.0%}"
             cells.append(Text(shown, style="bold green" if value == best[length] else ""))
         table.add_row(*cells)
+    return table
+
+
+def _contexts_table(contexts: ContextShares) -> Table:
+    table = Table(
+        title=f"Pass keys found in one of so many contexts of {contexts.context_length} tokens",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    table.add_column("variant", no_wrap=True)
+    table.add_column("read by", no_wrap=True)
+    for count in contexts.counts:
+        table.add_column(str(count), justify="right", no_wrap=True)
+    shown = ""
+    for variant, reader in contexts.rows:
+        if shown and variant != shown:
+            table.add_section()
+        cells = [Text(variant if variant != shown else ""), Text(READERS[reader])]
+        for count in contexts.counts:
+            share = contexts.shares.get((variant, reader, count))
+            if share is None:
+                cells.append(Text("–", style="dim"))
+                continue
+            best = share.value == contexts.best(count)
+            cells.append(Text(f"{share.value:.0%}", style="bold green" if best else ""))
+        table.add_row(*cells)
+        shown = variant
     return table
 
 

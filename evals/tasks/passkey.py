@@ -2,8 +2,7 @@
 
 A five-digit number is stated at a given depth of a prompt of a given length and asked for at its
 end (Mohtashami & Jaggi, arXiv 2305.16300). The answer counts when greedy decoding would write just
-the number. One forward pass decides that: decoding greedily gives the number's tokens if and only
-if, with the number itself as input, the arg max at each of its tokens is that token.
+the number, which one forward pass decides (see `ropewalk.evals.tasks.answer`).
 
 Prompts are tokenized whole, as a user's would be, and filled with as many sentences as fit, so that
 a prompt with its answer is shorter than the length by less than one sentence.
@@ -19,6 +18,8 @@ from torch import Tensor
 
 from ropewalk.evals.errors import InputError
 from ropewalk.evals.tasks import passkey_prompt
+from ropewalk.evals.tasks.answer import answer_tokens, encode, judge
+from ropewalk.evals.tasks.filling import filler_sentences, most_sentences
 from ropewalk.evals.tasks.task import Sample
 from ropewalk.llm.tokens import prefix_tokens
 
@@ -75,13 +76,10 @@ class Passkey:
     def measure(self, sample: Sample, logits: Float[Tensor, "scored vocabulary"]) -> dict[str, Any]:
         """Whether the number is found, and what greedy decoding writes up to its first mistake."""
         predicted = logits.argmax(-1).cpu().numpy()
-        wrong = np.flatnonzero(predicted != sample.tokens[-sample.scored :])
-        written = (predicted if len(wrong) == 0 else predicted[: wrong[0] + 1]).tolist()
-        # Models have more logits than their tokenizer has tokens; the rest cannot be decoded.
-        known = [token for token in written if token < len(self._tokenizer)]
+        correct, written = judge(self._tokenizer, predicted, sample.tokens[-sample.scored :])
         return {
-            "correct": len(wrong) == 0,
-            "written": self._tokenizer.decode(known) + "\ufffd" * (len(written) - len(known)),
+            "correct": correct,
+            "written": written,
             "prompt_tokens": len(sample.tokens) - sample.scored,
         }
 
@@ -89,29 +87,20 @@ class Passkey:
         """The longest prompt with its answer that fits into `length`, and the answer's tokens."""
 
         def encoded(sentences: int) -> list[int]:
-            return self._prefix + self._encode(self._text(passkey, depth, sentences))
+            return self._prefix + encode(self._tokenizer, self._text(passkey, depth, sentences))
 
         shortest = len(encoded(0))
         if shortest > length:
             raise InputError(
                 f"task passkey needs lengths of at least {shortest} tokens, got {length}"
             )
-        # A guess from the mean cost of a sentence is at most a few sentences off: step from there.
-        cycle = 5 * len(passkey_prompt.FILLER_SENTENCES)
-        per_sentence = (len(encoded(cycle)) - shortest) / cycle
-        sentences = int((length - shortest) / per_sentence)
-        tokens = encoded(sentences)
-        while len(tokens) > length:
-            sentences -= 1
-            tokens = encoded(sentences)
-        while len(longer := encoded(sentences + 1)) <= length:
-            sentences, tokens = sentences + 1, longer
-        return np.array(tokens, dtype=np.int64), self._answer_tokens(tokens, passkey)
+        _, tokens = most_sentences(encoded, length)
+        scored = answer_tokens(self._tokenizer, tokens, passkey, task=self.name)
+        return np.array(tokens, dtype=np.int64), scored
 
     def _text(self, passkey: str, depth: float, sentences: int) -> str:
         before = round(depth * sentences)
-        cycle = passkey_prompt.FILLER_SENTENCES
-        filler = [cycle[index % len(cycle)] for index in range(sentences)]
+        filler = filler_sentences(sentences)
         return "".join(
             [
                 passkey_prompt.PREAMBLE,
@@ -122,13 +111,3 @@ class Passkey:
                 passkey,
             ]
         )
-
-    def _encode(self, text: str) -> list[int]:
-        return self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-
-    def _answer_tokens(self, tokens: list[int], passkey: str) -> int:
-        """How many of the last tokens make up the number; the first may begin with the space."""
-        for count in range(1, len(tokens)):
-            if passkey in self._tokenizer.decode(tokens[-count:]):
-                return count
-        raise InputError("the tokenizer does not give digits back; task passkey cannot run with it")

@@ -148,9 +148,12 @@ def test_bad_input_ends_in_one_line_with_code_2(
         ("passkey", ("--text", "short.txt"), "--text is only read by task perplexity"),
         ("passkey", ("--documents", "3"), "--documents is only read by task perplexity"),
         ("passkey", ("--score-tokens", "3"), "--score-tokens is only read by task perplexity"),
-        ("perplexity", ("--depth", "0"), "--depth is only read by task passkey"),
-        ("perplexity", ("--trials", "3"), "--trials is only read by task passkey"),
+        ("perplexity", ("--depth", "0"), "--depth is only read by tasks passkey and nbce"),
+        ("perplexity", ("--trials", "3"), "--trials is only read by tasks passkey and nbce"),
         ("perplexity", ("--seed", "3"), "leave it out or add --task passkey"),
+        ("passkey", ("--contexts", "1,2"), "--contexts is only read by task nbce"),
+        ("passkey", ("--context-length", "9"), "leave it out or add --task nbce"),
+        ("nbce", ("--length", "320"), "--length is only read by tasks perplexity and passkey"),
     ],
 )
 def test_an_option_that_nothing_reads_is_refused(command, tmp_path, task, arguments, expected):

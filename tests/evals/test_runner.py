@@ -9,12 +9,13 @@ import torch
 from rich.console import Console
 from torch.nn import functional
 
-from ropewalk.evals import memory, runner
+from ropewalk.evals import batches
 from ropewalk.evals.errors import EvaluationError, InputError
 from ropewalk.evals.models import open_model
 from ropewalk.evals.plan import make_plan
 from ropewalk.evals.run_file import read_run, result_key
 from ropewalk.evals.runner import evaluate, scored_logits
+from ropewalk.llm import device_memory
 from ropewalk.llm.variants import parse_variant
 
 
@@ -111,7 +112,7 @@ def test_a_batch_is_halved_when_memory_runs_out(tiny_request, tmp_path, monkeypa
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         return scored_logits(model, tokens, scored)
 
-    monkeypatch.setattr(runner, "scored_logits", scarce)
+    monkeypatch.setattr(batches, "scored_logits", scarce)
     assert_same_figures(evaluate(tiny_request(out=tmp_path / "scarce")), expected)
     tried_too_much = [size for size in sizes if size > 1]
     # Learned once for each length of sequences, not met again for each batch and variant.
@@ -128,7 +129,7 @@ def test_no_memory_for_one_sequence_keeps_what_is_there(tiny_request, monkeypatc
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return scored_logits(model, tokens, scored)
 
-    monkeypatch.setattr(runner, "scored_logits", fails_later)
+    monkeypatch.setattr(batches, "scored_logits", fails_later)
     with pytest.raises(EvaluationError, match="out of memory on one sequence of"):
         evaluate(tiny_request())
     content = read_run(tiny_request().out)
@@ -140,14 +141,14 @@ def test_other_errors_are_not_taken_for_memory(tiny_request, monkeypatch):
     def broken(model, tokens, scored):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(runner, "scored_logits", broken)
+    monkeypatch.setattr(batches, "scored_logits", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         evaluate(tiny_request())
 
 
 def test_an_interrupted_run_continues_and_repeats_nothing(tiny_request, tmp_path, monkeypatch):
     expected = evaluate(tiny_request(out=tmp_path / "expected"))
-    monkeypatch.setattr(memory, "ENOUGH_TOKENS", {"cpu": 640})
+    monkeypatch.setattr(device_memory, "ENOUGH_TOKENS", {"cpu": 640})
     interrupted = 0
     computed = 0
 
@@ -159,7 +160,7 @@ def test_an_interrupted_run_continues_and_repeats_nothing(tiny_request, tmp_path
             raise KeyboardInterrupt
         return scored_logits(model, tokens, scored)
 
-    monkeypatch.setattr(runner, "scored_logits", counted)
+    monkeypatch.setattr(batches, "scored_logits", counted)
     while True:
         before = json.dumps(figures_of(tiny_request().out))
         try:
@@ -186,8 +187,8 @@ def test_a_continued_run_says_what_is_done(tiny_request, monkeypatch):
             raise KeyboardInterrupt
         return scored_logits(model, tokens, scored)
 
-    monkeypatch.setattr(runner, "scored_logits", once)
-    monkeypatch.setattr(memory, "ENOUGH_TOKENS", {"cpu": 1})
+    monkeypatch.setattr(batches, "scored_logits", once)
+    monkeypatch.setattr(device_memory, "ENOUGH_TOKENS", {"cpu": 1})
     said = io.StringIO()
     with pytest.raises(KeyboardInterrupt):
         evaluate(tiny_request(), Console(file=said))

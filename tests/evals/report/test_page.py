@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from ropewalk.evals.report import summarise, terminal_tables, write_report
-from ropewalk.evals.report.figures import perplexity_picture, retrieval_picture
+from ropewalk.evals.report.loss_picture import perplexity_picture
+from ropewalk.evals.report.share_pictures import retrieval_picture
 
 VOID = {"meta", "img", "source", "br", "link"}
 

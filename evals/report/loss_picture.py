@@ -1,16 +1,10 @@
-"""The two pictures of a run: loss over context length, and pass keys found over length × depth."""
+"""The picture of the loss over context length."""
 
-from io import BytesIO
-from math import ceil, isfinite
+from math import isfinite
 
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
-
+from ropewalk.evals.report.canvas import new_figure, png
 from ropewalk.evals.report.summary import Summary
-from ropewalk.evals.report.theme import Theme, line_styles, theme
+from ropewalk.evals.report.theme import line_styles, theme
 
 # Curves that leave the picture: losses above this multiple of the lowest are cut off, so that the
 # differences between the good ones can be seen.
@@ -19,7 +13,6 @@ CUT_OFF = 1.6
 # not to hide the curves; the page's table has every interval.
 MOST_BANDS = 4
 FEWEST_FOR_BANDS = 16
-COLUMNS = (4, 5)
 
 
 def perplexity_picture(summary: Summary, *, dark: bool = False) -> bytes:
@@ -30,7 +23,7 @@ def perplexity_picture(summary: Summary, *, dark: bool = False) -> bytes:
         dark: for a dark background.
     """
     chosen = theme(dark=dark)
-    figure, axes = _figure(chosen, 9.6, 5.6)
+    figure, axes = new_figure(chosen, 9.6, 5.6)
     styles = line_styles(summary.variants, summary.configuration["variants"], chosen)
     values = {
         key: loss.bits_per_byte.value
@@ -108,7 +101,7 @@ def perplexity_picture(summary: Summary, *, dark: bool = False) -> bytes:
             va="center",
             annotation_clip=False,
         )
-    return _png(figure)
+    return png(figure)
 
 
 def _spread_labels(
@@ -130,100 +123,3 @@ def _spread_labels(
         placed[index] = (variant, value, place)
         highest_free = place - gap
     return placed
-
-
-def retrieval_picture(summary: Summary, *, dark: bool = False) -> bytes:
-    """Share of pass keys found over length and depth, a heat map per variant, as PNG.
-
-    Args:
-        summary: of a run with passkey.
-        dark: for a dark background.
-    """
-    chosen = theme(dark=dark)
-    variants = [
-        variant
-        for variant in summary.variants
-        if any(name == variant for name, _ in summary.retrieval_by_length)
-    ]
-    # The number of columns that leaves the fewest places empty.
-    columns = min(len(variants), min(COLUMNS, key=lambda number: -len(variants) % number))
-    rows = ceil(len(variants) / columns)
-    width = max(1.5, 0.5 * len(summary.lengths))
-    height = max(1.0, 0.27 * len(summary.depths))
-    figure = Figure(
-        figsize=(1.1 + columns * (width + 0.45), 1.0 + rows * (height + 0.55)),
-        facecolor=chosen.background,
-        layout="constrained",
-    )
-    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    colors = LinearSegmentedColormap.from_list("share", [chosen.none, chosen.all])
-    for index, place in enumerate(grid.flat):
-        if index >= len(variants):
-            place.set_axis_off()
-            continue
-        _heat_map(place, summary, variants[index], colors, chosen)
-        # Axes below an empty place would show no lengths: put them on the last map of each column.
-        place.tick_params(labelbottom=index + columns >= len(variants))
-    figure.suptitle(
-        f"Pass keys found, by context length and depth ({summary.model}, trained at "
-        f"{summary.trained_length} tokens)",
-        color=chosen.text,
-        fontsize=11,
-        x=0.01,
-        ha="left",
-    )
-    figure.supxlabel("context length (tokens)", color=chosen.text, fontsize=9)
-    figure.supylabel("depth of the pass key", color=chosen.text, fontsize=9)
-    return _png(figure)
-
-
-def _heat_map(
-    axes: Axes, summary: Summary, variant: str, colors: LinearSegmentedColormap, chosen: Theme
-) -> None:
-    shares = np.full((len(summary.depths), len(summary.lengths)), np.nan)
-    for row, depth in enumerate(summary.depths):
-        for column, length in enumerate(summary.lengths):
-            cell = summary.retrieval.get((variant, length, depth))
-            if cell is not None:
-                shares[row, column] = cell.value
-    axes.imshow(shares, cmap=colors, vmin=0.0, vmax=1.0, aspect="auto", interpolation="nearest")
-    axes.set_facecolor(chosen.background)
-    axes.set_title(variant, color=chosen.text, fontsize=9, loc="left", pad=3)
-    axes.set_xticks(range(len(summary.lengths)), [f"{length}" for length in summary.lengths])
-    axes.set_yticks(range(len(summary.depths)), [f"{depth:.0%}" for depth in summary.depths])
-    axes.tick_params(colors=chosen.quiet, labelsize=7, length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    axes.set_xticks(np.arange(-0.5, len(summary.lengths)), minor=True)
-    axes.set_yticks(np.arange(-0.5, len(summary.depths)), minor=True)
-    axes.grid(which="minor", color=chosen.background, linewidth=1.2)
-    axes.tick_params(which="minor", length=0)
-    for (row, column), share in np.ndenumerate(shares):
-        if isfinite(share):
-            axes.text(
-                column,
-                row,
-                f"{share:.0%}",
-                ha="center",
-                va="center",
-                fontsize=6.5,
-                color=chosen.background if share > 0.5 else chosen.text,
-            )
-
-
-def _figure(chosen: Theme, width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), facecolor=chosen.background, layout="constrained")
-    axes = figure.subplots()
-    axes.set_facecolor(chosen.background)
-    axes.tick_params(colors=chosen.text, labelsize=9)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(chosen.quiet)
-    return figure, axes
-
-
-def _png(figure: Figure) -> bytes:
-    """The figure as PNG, the same bytes for the same data."""
-    buffer = BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
-    return buffer.getvalue()
