@@ -37,7 +37,8 @@ def scores_of(problem: Problem, entropy: Scores) -> Scores:
     scores = entropy
     if problem.previous is not None:
         places = torch.arange(problem.contexts, device=entropy.device)
-        scores = scores - problem.eta * (problem.previous[:, None] == places)
+        again = problem.previous[:, None] == places
+        scores = torch.where(again, scores - problem.eta, scores)
     if problem.log_prior is not None:
         scores = scores - problem.log_prior
     return scores
