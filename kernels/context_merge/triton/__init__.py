@@ -13,9 +13,9 @@
 Top-p needs a second look at a row, because nobody knows a row's mass before its end. It is a look
 at few logits only: the maxima of the blocks, a sixty-fourth of a row, tell a bound that the
 threshold is not below, and a block whose maximum is below it holds nothing that is kept. Where a
-model is sure of anything, that leaves a handful of blocks; a row as flat as noise is looked at again
-as a whole, several times, from the cache if it is in there. Minimum entropy then reads two rows, the
-other poolings all of them.
+model is sure of anything, that leaves a handful of blocks; a row as flat as noise is looked at
+again as a whole, several times, from the cache if it is in there. Minimum entropy then reads two
+rows, the other poolings all of them.
 
 A histogram would find the threshold in the first look, but Triton makes one by comparing every
 logit with every bin, which takes many times as long as to read it.

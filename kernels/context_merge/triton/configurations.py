@@ -2,10 +2,10 @@
 
 Chosen by reasoning and not by the clock. A program of the statistics holds a split of 8192 logits
 in registers, 32 a thread, so that four programs of a multiprocessor have 64 KiB under way, and 33
-rows of 128k make 528 programs. The threshold's searches keep a sum for each section and logit of a tile,
-32 a thread, so that two programs of a multiprocessor search at a time. Among many logits there are
-fewer sections: the work of a look is in proportion to them, the bits that it decides are only their
-logarithm; among few the looks count, each of which waits for its sums.
+rows of 128k make 528 programs. The threshold's searches keep a sum for each section and logit of a
+tile, 32 a thread, so that two programs of a multiprocessor search at a time. Among many logits
+there are fewer sections: the work of a look is in proportion to them, the bits that it decides only
+their logarithm; among few the looks count, each of which waits for its sums.
 """
 
 from dataclasses import dataclass

@@ -36,121 +36,107 @@ def merge(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         (questions, vocabulary) float32, (questions,) int64, (questions, contexts) float32.
     """
-    p = problem
-    how = configuration(p.vocabulary)
+    p, how = problem, configuration(problem.vocabulary)
     tiles = ceil_divide(p.vocabulary, how.columns)
-    mean = p.pooling == "mean"
-    merged = _float32(p, p.questions, p.vocabulary)
-    # What the mean is where no token is left: only then, and nobody knows before.
-    otherwise = torch.empty_like(merged) if mean else merged
-    parts = _float32(p, p.questions, tiles, 2)
-    otherwise_parts = torch.empty_like(parts) if mean else parts
+    merged, parts = _float32(p, p.questions, p.vocabulary), _float32(p, p.questions, tiles, 2)
     chosen = p.logits.new_empty(p.questions, dtype=torch.int64)
     if p.questions == 0:
         return merged, chosen, _float32(p, 0, p.contexts)
     rows, entropies = _row_statistics(p, how)
+    # What the mean is where no token is left: nobody knows before the end whether one is.
+    mean = p.pooling == "mean"
+    written = {
+        "merged": merged,
+        "parts": parts,
+        "otherwise": torch.empty_like(merged) if mean else merged,
+        "otherwise_parts": torch.empty_like(parts) if mean else parts,
+    }
     log_prior = None if p.log_prior is None else p.log_prior.contiguous()
     previous = None if p.previous is None else p.previous.contiguous()
-    with torch.cuda.device_of(p.logits):
-        merge_kernel[(p.questions * tiles,)](
-            p.logits,
-            p.unconditional,
-            rows,
-            entropies,
-            log_prior,
-            previous,
-            merged,
-            parts,
-            otherwise,
-            otherwise_parts,
-            chosen,
-            p.contexts,
-            p.vocabulary,
-            tiles,
-            p.beta,
-            p.eta,
-            *_strides(p),
-            COLUMNS=how.columns,
-            CONTEXTS=power_of_two(p.contexts),
-            POOLING=p.pooling,
-            PRIOR=log_prior is not None,
-            PREVIOUS=previous is not None,
-            WITHOUT=p.beta != 0.0,
-            num_warps=how.merge_warps,
-        )
-        normalise_kernel[(p.questions * tiles,)](
-            merged,
-            parts,
-            otherwise,
-            otherwise_parts,
-            p.vocabulary,
-            tiles,
-            COLUMNS=how.columns,
-            PARTS=min(how.parts, power_of_two(tiles)),
-            MEAN=mean,
-            num_warps=how.merge_warps,
-        )
+    _run(
+        merge_kernel,
+        p.questions * tiles,
+        p.logits,
+        **_logits(p),
+        **written,
+        rows=rows,
+        entropies=entropies,
+        log_prior=log_prior,
+        previous=previous,
+        chosen=chosen,
+        tiles=tiles,
+        beta=p.beta,
+        eta=p.eta,
+        COLUMNS=how.columns,
+        CONTEXTS=power_of_two(p.contexts),
+        POOLING=p.pooling,
+        PRIOR=log_prior is not None,
+        PREVIOUS=previous is not None,
+        WITHOUT=p.beta != 0.0,
+        num_warps=how.merge_warps,
+    )
+    _run(
+        normalise_kernel,
+        p.questions * tiles,
+        p.logits,
+        **written,
+        vocabulary=p.vocabulary,
+        tiles=tiles,
+        COLUMNS=how.columns,
+        PARTS=min(how.parts, power_of_two(tiles)),
+        MEAN=mean,
+        num_warps=how.merge_warps,
+    )
     return merged, chosen, entropies
 
 
 def _row_statistics(p: Problem, how: Configuration) -> tuple[Tensor, Tensor]:
     """What is known of each row, (rows, 4), and the contexts' entropies (questions, contexts)."""
     blocks, splits = row_splits(p.vocabulary, how)
-    whole = p.top_p >= 1.0
-    count = p.questions * (p.contexts + 1)
+    count, whole = p.questions * (p.contexts + 1), p.top_p >= 1.0
     maxima = _float32(p, 0 if whole else count, blocks)
-    listed = p.logits.new_empty(maxima.shape, dtype=torch.int32)
-    parts = _float32(p, count, splits, 3)
     rows, entropies = _float32(p, count, 4), _float32(p, p.questions, p.contexts)
     common: dict[str, Any] = {
+        **_logits(p),
+        "maxima": maxima,
+        "parts": _float32(p, count, splits, 3),
+        "blocks": blocks,
+        "splits": splits,
         "WIDTH": how.width,
         "WHOLE": whole,
         "SAME_STEP": p.logits.stride(2) == p.unconditional.stride(1),
     }
-    with torch.cuda.device_of(p.logits):
-        statistics_kernel[(count * splits,)](
-            p.logits,
-            p.unconditional,
-            maxima,
-            parts,
-            p.contexts,
-            p.vocabulary,
-            blocks,
-            splits,
-            *_strides(p),
-            BLOCKS=how.blocks,
-            num_warps=how.statistics_warps,
-            **common,
-        )
-        threshold_kernel[(count,)](
-            p.logits,
-            p.unconditional,
-            maxima,
-            parts,
-            listed,
-            rows,
-            entropies,
-            p.contexts,
-            p.vocabulary,
-            blocks,
-            splits,
-            p.top_p,
-            _reach(p),
-            *_strides(p),
-            SPLITS=power_of_two(splits),
-            SHIFT=UNUSED_BITS[p.logits.dtype],
-            MAXIMA=how.bound.tile,
-            MAXIMA_WAYS=how.bound.ways,
-            LOOKS=how.looks,
-            FEW=how.few,
-            FINE_WAYS=how.fine.ways,
-            FINE_BLOCKS=how.fine.tile,
-            COARSE_WAYS=how.coarse.ways,
-            COARSE_BLOCKS=how.coarse.tile,
-            RENORMALISE=p.renormalise_entropy,
-            num_warps=how.threshold_warps,
-            **common,
-        )
+    _run(
+        statistics_kernel,
+        count * splits,
+        p.logits,
+        **common,
+        BLOCKS=how.blocks,
+        num_warps=how.statistics_warps,
+    )
+    _run(
+        threshold_kernel,
+        count,
+        p.logits,
+        **common,
+        listed=p.logits.new_empty(maxima.shape, dtype=torch.int32),
+        rows=rows,
+        entropies=entropies,
+        top_p=p.top_p,
+        reach=_reach(p),
+        SPLITS=power_of_two(splits),
+        SHIFT=UNUSED_BITS[p.logits.dtype],
+        MAXIMA=how.bound.tile,
+        MAXIMA_WAYS=how.bound.ways,
+        LOOKS=how.looks,
+        FEW=how.few,
+        FINE_WAYS=how.fine.ways,
+        FINE_BLOCKS=how.fine.tile,
+        COARSE_WAYS=how.coarse.ways,
+        COARSE_BLOCKS=how.coarse.tile,
+        RENORMALISE=p.renormalise_entropy,
+        num_warps=how.threshold_warps,
+    )
     return rows, entropies
 
 
@@ -163,9 +149,28 @@ def _reach(p: Problem) -> float:
     return 0.0 if p.top_p >= 1.0 else log(p.vocabulary / (1.0 - p.top_p)) + SLACK
 
 
-def _strides(p: Problem) -> tuple[int, ...]:
-    return *p.logits.stride(), *p.unconditional.stride()
+def _logits(p: Problem) -> dict[str, Any]:
+    """What kernels that read logits are told about them."""
+    question_stride, context_stride, token_stride = p.logits.stride()
+    other_question_stride, other_token_stride = p.unconditional.stride()
+    return {
+        "logits": p.logits,
+        "unconditional": p.unconditional,
+        "contexts": p.contexts,
+        "vocabulary": p.vocabulary,
+        "question_stride": question_stride,
+        "context_stride": context_stride,
+        "token_stride": token_stride,
+        "other_question_stride": other_question_stride,
+        "other_token_stride": other_token_stride,
+    }
 
 
 def _float32(p: Problem, *shape: int) -> Tensor:
     return p.logits.new_empty(shape, dtype=torch.float32)
+
+
+def _run(kernel: Any, programs: int, near: Tensor, **arguments: Any) -> None:
+    """Launches a kernel on the device of `near`."""
+    with torch.cuda.device_of(near):
+        kernel[(programs,)](**arguments)

@@ -1,7 +1,7 @@
 """Where a row lies, and blocks of it.
 
 Rows are counted question by question, the contexts' first and the unconditional one last. Logits
-are converted to float32 at once: Triton's interpreter computes bfloat16 wrongly. Offsets are 64-bit.
+are float32 from the load on: Triton's interpreter computes bfloat16 wrongly. Offsets are 64-bit.
 """
 
 # pyright: reportGeneralTypeIssues=false

@@ -1,6 +1,7 @@
 """The threshold of top-p by a search in sections over integers that are ordered as the logits are.
 
-    kept(i) ⇔ Σ_{x_j > x_i} p_j < top_p ⇔ x_i ≥ c,  c the greatest logit with Σ_{x_j ≥ c} p_j ≥ top_p
+    kept(i) ⇔ Σ_{x_j > x_i} p_j < top_p ⇔ x_i ≥ c
+    c the greatest logit with Σ_{x_j ≥ c} p_j ≥ top_p
 
 The bits of a float32, those below the sign turned over where it is negative, are an integer in the
 order of the numbers; of half precision the lower bits say nothing and are shifted out, so that
