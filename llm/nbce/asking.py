@@ -129,7 +129,11 @@ def _generate(
     inputs = assemble(model, encoded, tails, pad=request.pad, room=room, on_host=on_host)
     prompt = inputs["input_ids"].shape[1]
     decoding = MergedDecoding(
-        request.merge, contexts=len(encoded), prior=weights, streamer=request.streamer
+        request.merge,
+        contexts=len(encoded),
+        prior=weights,
+        streamer=request.streamer,
+        prompts=tails,
     )
     options = dict(request.options)
     criteria = StoppingCriteriaList(options.pop("stopping_criteria", None) or [])

@@ -18,8 +18,9 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from ropewalk.blocks.nbce import ContextMerge, MergeState
+from ropewalk.llm.nbce.generation_checks import filled_up, refuse_generation, refuse_rows
 from ropewalk.llm.nbce.steps import Steps
-from ropewalk.llm.nbce.validation import check_merge, refuse_generation, refuse_rows, weights_of
+from ropewalk.llm.nbce.validation import check_merge, weights_of
 
 
 class MergedDecoding:
@@ -37,7 +38,10 @@ class MergedDecoding:
         merge: how distributions are merged.
         contexts: how many each question has, without the row that has none.
         prior: weights of the contexts, (contexts,) or (questions, contexts).
-        streamer: gets the tokens of the row without context, then the new ones as they come.
+        streamer: gets the prompts, then the new tokens as they come.
+        prompts: of each question the tokens that processors, criteria and streamer take for its
+            prompt; by default all that `generate` was given of the row without context. They are
+            filled up on the left with their own first token, so that no padding counts as said.
 
     Attributes:
         chosen: int64 (questions, steps), of the latest call.
@@ -56,12 +60,14 @@ class MergedDecoding:
         contexts: int,
         prior: Tensor | Sequence[float] | Sequence[Sequence[float]] | None = None,
         streamer: BaseStreamer | None = None,
+        prompts: Sequence[Sequence[int]] | None = None,
     ) -> None:
         check_merge(merge, contexts)
         self.merge = merge
         self.contexts = contexts
         self.prior = weights_of(prior, merge, contexts)
         self.streamer = streamer
+        self.prompts = prompts
         self._states: list[MergeState] = []
         self._lengths: Int[Tensor, " questions"] | None = None
 
@@ -107,12 +113,15 @@ class MergedDecoding:
         )
         pad = _pad_token(generation_config)
         answers = input_ids[:: self.contexts + 1]
+        if self.prompts is not None:
+            answers = filled_up(self.prompts, questions, answers)
         unfinished = torch.ones(questions, dtype=torch.bool, device=input_ids.device)
         self._states, self._lengths = [], torch.zeros_like(unfinished, dtype=torch.int64)
         scores: tuple[Tensor, ...] = ()
         merged: tuple[Tensor, ...] = ()
         if self.streamer is not None:
-            self.streamer.put(answers.cpu())
+            alone = None if self.prompts is None or questions > 1 else self.prompts[0]
+            self.streamer.put(answers.cpu() if alone is None else torch.tensor([list(alone)]))
         while bool(unfinished.any()):
             log_probs = self._merge(rows.next_logits(), questions).to(input_ids.device)
             adjusted = logits_processor(answers, log_probs)

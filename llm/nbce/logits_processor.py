@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from ropewalk.blocks.nbce import ContextMerge, MergeState
-from ropewalk.llm.nbce.validation import check_merge, refuse_rows, weights_of
+from ropewalk.llm.nbce.generation_checks import refuse_rows
+from ropewalk.llm.nbce.validation import check_merge, weights_of
 
 
 class ContextMergeLogitsProcessor(LogitsProcessor):

@@ -19,6 +19,7 @@ Source: Su, kexue.fm/archives/9617 and 9632; `ropewalk.blocks.nbce` has the equa
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, overload
 
 import torch
@@ -32,11 +33,11 @@ from ropewalk.llm.nbce.asking import Request, generate_answers
 from ropewalk.llm.nbce.cache import can_be_cut
 from ropewalk.llm.nbce.encode import read_contexts
 from ropewalk.llm.nbce.encoded import EncodedContexts, ReadBy
+from ropewalk.llm.nbce.generation_checks import check_options
 from ropewalk.llm.nbce.modes import evaluating
 from ropewalk.llm.nbce.validation import (
     check_merge,
     check_model,
-    check_options,
     pad_token,
     question_texts,
     require_text,
@@ -121,22 +122,7 @@ class NBCE:
             ValueError: no context, an empty one, one that is longer than the model reads, or names
                 that do not fit; the model has not been run then.
         """
-        texts, distinct = texts_and_names(contexts, names)
-        base = [*prefix_tokens(self.tokenizer), *self._tokens(require_text("prefix", prefix))]
-        tokens = [self._tokens(text) for text in texts]
-        limit = limits.limit_of(self.model, self.max_length)
-        limits.refuse_long_contexts(limit, len(base), distinct, [len(part) for part in tokens])
-        kept = None
-        if can_be_cut(self.model):
-            with evaluating(self.model):
-                kept = read_contexts(
-                    self.model,
-                    base,
-                    tokens,
-                    rows_at_once=self.rows_at_once,
-                    cache_device=self.cache_device,
-                )
-        self.encoded = EncodedContexts(distinct, tokens, base, ReadBy.of(self.model), kept)
+        self.encoded = self._read(self._tokenised(contexts, prefix, names))
         return self.encoded
 
     @overload
@@ -181,8 +167,8 @@ class NBCE:
             streamer: gets the tokens as they come; for a single question.
             stop: text, or texts, before which an answer ends.
             options: further arguments of `generate`, such as top_k, repetition_penalty,
-                logits_processor or stopping_criteria. They see one row a question: that of the
-                question without context, and the merged distribution.
+                logits_processor or stopping_criteria. They see one row a question: separator and
+                question as the prompt, and the merged distribution.
 
         Returns:
             The answer to one question; a list of them for several.
@@ -194,36 +180,35 @@ class NBCE:
                 not fit, or options that cannot be had; the model has not been run then.
         """
         texts = question_texts(questions)
-        check_options(options, max_new_tokens, streamer, len(texts))
-        stops = stop_texts(stop)
-        if contexts is None and self.encoded is None:
-            raise ValueError("nothing has been encoded yet; call encode first or pass contexts")
-        if contexts is None:
-            encoded = self.encoded
-        elif isinstance(contexts, EncodedContexts):
-            encoded = contexts
-        else:
-            encoded = self.encode(contexts)
-        assert encoded is not None
-        encoded.read_by.refuse_others(self.model)
+        check_options(
+            options,
+            questions=len(texts),
+            max_new_tokens=max_new_tokens,
+            do_sample=do_sample,
+            temperature=temperature,
+            streamer=streamer,
+        )
+        encoded = self._about(contexts)
         weights = weights_of(prior, self.merge, len(encoded), len(texts))
         separator = self._tokens(self.separator)
         tails = [[*separator, *self._tokens(text)] for text in texts]
         limit = limits.limit_of(self.model, self.max_length)
-        limits.refuse_long_rows(
-            limit, encoded, texts, [len(tail) for tail in tails], max_new_tokens
-        )
-        if do_sample:
-            options["temperature"] = temperature
+        limits.refuse_long_rows(limit, encoded, texts, list(map(len, tails)), max_new_tokens)
         request = Request(
             self.merge,
             self.tokenizer,
             pad_token(self.model, self.tokenizer),
             max_new_tokens,
-            stops,
+            stop_texts(stop),
             streamer,
-            {**options, "do_sample": do_sample},
+            {
+                **options,
+                "do_sample": do_sample,
+                **({"temperature": temperature} if do_sample else {}),
+            },
         )
+        if contexts is not None and encoded is not contexts:
+            encoded = self.encoded = self._read(encoded)
         with evaluating(self.model):
             generated = generate_answers(
                 self.model, encoded, tails, weights, request, rows_at_once=self.rows_at_once
@@ -234,11 +219,50 @@ class NBCE:
                 text,
                 one.tokens,
                 Trace(one.chosen, one.entropies, encoded.names),
-                stops,
+                request.stops,
             )
             for text, one in zip(texts, generated, strict=True)
         ]
         return answers[0] if isinstance(questions, str) else answers
+
+    def _about(
+        self, contexts: EncodedContexts | Sequence[str] | Mapping[str, str] | None
+    ) -> EncodedContexts:
+        """The contexts of a question; texts are not read yet."""
+        if contexts is not None and not isinstance(contexts, EncodedContexts):
+            return self._tokenised(contexts)
+        encoded = self.encoded if contexts is None else contexts
+        if encoded is None:
+            raise ValueError("nothing has been encoded yet; call encode first or pass contexts")
+        encoded.read_by.refuse_others(self.model)
+        return encoded
+
+    def _tokenised(
+        self,
+        contexts: Sequence[str] | Mapping[str, str],
+        prefix: str = "",
+        names: Sequence[str] | None = None,
+    ) -> EncodedContexts:
+        """Contexts that have been checked and not read yet."""
+        texts, distinct = texts_and_names(contexts, names)
+        base = [*prefix_tokens(self.tokenizer), *self._tokens(require_text("prefix", prefix))]
+        tokens = [self._tokens(text) for text in texts]
+        limit = limits.limit_of(self.model, self.max_length)
+        limits.refuse_long_contexts(limit, len(base), distinct, list(map(len, tokens)))
+        return EncodedContexts(distinct, tokens, base, ReadBy.of(self.model), kept=None)
+
+    def _read(self, contexts: EncodedContexts) -> EncodedContexts:
+        if not can_be_cut(self.model):
+            return contexts
+        with evaluating(self.model):
+            kept = read_contexts(
+                self.model,
+                contexts.base,
+                contexts.tokens,
+                rows_at_once=self.rows_at_once,
+                cache_device=self.cache_device,
+            )
+        return replace(contexts, kept=kept)
 
     def _tokens(self, text: str) -> list[int]:
         # verbose=False: that a text is longer than the model reads is said in our own words.

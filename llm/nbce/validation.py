@@ -1,29 +1,14 @@
-"""What cannot be asked, found out before the model runs; each message says how to mend it."""
+"""Models, texts and weights that cannot be used, found out before the model runs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 
 from ropewalk.blocks.nbce import ContextMerge
 
-# Arguments of `generate` that the reader sets itself.
-OWN_ARGUMENTS = (
-    "inputs",
-    "input_ids",
-    "inputs_embeds",
-    "attention_mask",
-    "position_ids",
-    "past_key_values",
-    "custom_generate",
-    "max_length",
-    "pad_token_id",
-    "return_dict_in_generate",
-    "cache_implementation",
-    "use_cache",
-)
 Prior = Tensor | Sequence[float] | Sequence[Sequence[float]] | None
 
 
@@ -157,39 +142,6 @@ def pad_token(model: Any, tokenizer: Any) -> int:
     )
 
 
-def check_options(
-    options: Mapping[str, Any], max_new_tokens: object, streamer: object, questions: int
-) -> None:
-    """Arguments of `generate` that cannot be had, and a streamer for several questions.
-
-    Raises:
-        TypeError: max_new_tokens is no integer.
-        ValueError: says which and what to do.
-    """
-    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int):
-        raise TypeError(f"max_new_tokens: expected an integer, got {max_new_tokens!r}")
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
-    if streamer is not None and questions > 1:
-        raise ValueError(
-            f"streamer: expected a single question, got {questions}, whose tokens come at the same "
-            "time; ask them one by one"
-        )
-    for name in OWN_ARGUMENTS:
-        if options.get(name) is not None:
-            raise ValueError(f"{name} is set by the reader; leave it out")
-    if options.get("stop_strings") is not None:
-        raise ValueError("stop_strings: use stop instead, which needs no tokenizer")
-    for name in ("num_beams", "num_return_sequences"):
-        if (options.get(name) or 1) > 1:
-            raise ValueError(
-                f"{name}={options[name]}: expected 1, since the batch's rows are the contexts; ask "
-                "the same question several times for several samples"
-            )
-    if options.get("assistant_model") is not None:
-        raise ValueError("assistant_model: expected None, since distributions are merged")
-
-
 def check_merge(merge: object, contexts: object = 1) -> None:
     """How to merge how many contexts.
 
@@ -249,49 +201,3 @@ def weights_of(
             f"prior: expected weights for {questions} questions, got {weights.shape[0]}"
         )
     return weights.expand(questions, contexts)
-
-
-def refuse_generation(model: Any, config: GenerationConfig) -> None:
-    """Ways of generating that merged distributions cannot have.
-
-    Raises:
-        ValueError: says which and what to do.
-    """
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise ValueError(
-            f"{type(model).__name__} has an encoder; contexts can only be merged in decoder-only "
-            "models"
-        )
-    for name in ("num_beams", "num_return_sequences", "num_beam_groups"):
-        if (getattr(config, name, None) or 1) > 1:
-            raise ValueError(
-                f"{name}={getattr(config, name)}: expected 1, since the rows of the batch are the "
-                "contexts; ask the same question several times for several samples"
-            )
-    for name in ("output_attentions", "output_hidden_states", "prefill_chunk_size"):
-        if getattr(config, name, None):
-            raise ValueError(f"{name} is not supported while contexts are merged; leave it out")
-    for name in ("prompt_lookup_num_tokens", "assistant_early_exit", "dola_layers"):
-        if getattr(config, name, None):
-            raise ValueError(
-                f"{name}: expected None, since assisted decoding cannot be had with merged "
-                "distributions; leave it out"
-            )
-
-
-def refuse_rows(input_ids: Tensor, contexts: int, prior: Tensor | None) -> int:
-    """The number of questions in a batch.
-
-    Raises:
-        ValueError: rows that are no multiple of contexts + 1, or weights for another number.
-    """
-    rows = input_ids.shape[0]
-    if rows % (contexts + 1):
-        raise ValueError(
-            f"input_ids: expected a multiple of {contexts + 1} rows ({contexts} contexts and one "
-            f"row without for each question, question-major), got {rows}"
-        )
-    questions = rows // (contexts + 1)
-    if prior is not None and prior.ndim == 2 and prior.shape[0] not in (1, questions):
-        raise ValueError(f"prior: expected weights for {questions} questions, got {prior.shape[0]}")
-    return questions
