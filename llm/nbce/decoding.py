@@ -7,6 +7,7 @@ the merged ones, one row a question. Sampling therefore draws one token a questi
 diverge. As the tokens so far, processors and criteria see those of the row without context.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -112,6 +113,7 @@ class MergedDecoding:
             model_kwargs,
         )
         pad = _pad_token(generation_config)
+        processors = self._for_questions(logits_processor)
         answers = input_ids[:: self.contexts + 1]
         if self.prompts is not None:
             answers = filled_up(self.prompts, questions, answers)
@@ -124,7 +126,7 @@ class MergedDecoding:
             self.streamer.put(answers.cpu() if alone is None else torch.tensor([list(alone)]))
         while bool(unfinished.any()):
             log_probs = self._merge(rows.next_logits(), questions).to(input_ids.device)
-            adjusted = logits_processor(answers, log_probs)
+            adjusted = processors(answers, log_probs)
             if generation_config.output_scores:
                 scores += (adjusted,)
             if generation_config.output_logits:
@@ -148,6 +150,19 @@ class MergedDecoding:
             logits=merged or None,
             past_key_values=rows.cache,
         )
+
+    def _for_questions(self, processors: LogitsProcessorList) -> LogitsProcessorList:
+        """Processors that were made for every row, with what concerns the questions' rows."""
+        adapted = LogitsProcessorList()
+        for processor in processors:
+            ignored = getattr(processor, "prompt_ignore_length", None)
+            if isinstance(ignored, Tensor):
+                # Padding, which the penalty on repetition leaves out; `prompts` have none.
+                processor = copy.copy(processor)
+                own = None if self.prompts is not None else ignored[:: self.contexts + 1]
+                processor.prompt_ignore_length = own  # type: ignore[attr-defined]
+            adapted.append(processor)
+        return adapted
 
     def _merge(self, logits: Float[Tensor, "rows vocabulary"], questions: int) -> Tensor:
         grouped = logits.view(questions, self.contexts + 1, -1)

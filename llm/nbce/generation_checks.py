@@ -85,6 +85,15 @@ def refuse_generation(model: Any, config: GenerationConfig) -> None:
     for name in ("output_attentions", "output_hidden_states", "prefill_chunk_size"):
         if getattr(config, name, None):
             raise ValueError(f"{name} is not supported while contexts are merged; leave it out")
+    scale = getattr(config, "guidance_scale", None)
+    if scale is not None and scale != 1:
+        raise ValueError(
+            f"guidance_scale={scale}: expected None, since merging takes the unconditional "
+            "distribution off; use ContextMerge.classifier_free_guidance(scale) or beta"
+        )
+    for name in ("encoder_repetition_penalty", "encoder_no_repeat_ngram_size"):
+        if getattr(config, name, None) not in (None, 0, 1.0):
+            raise ValueError(f"{name} is about encoders; leave it out")
     for name in ("prompt_lookup_num_tokens", "assistant_early_exit", "dola_layers"):
         if getattr(config, name, None):
             raise ValueError(

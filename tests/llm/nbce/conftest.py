@@ -1,4 +1,4 @@
-"""A character tokenizer, tiny models of every kind of cache and position, and an independent loop."""
+"""A character tokenizer, tiny models of every kind of cache and position, an independent loop."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -256,6 +256,8 @@ def one_at_a_time(
         told.log_probs.append(merged)
         told.chosen.append(chosen)
         told.entropies.append(np.array(entropies[1:]))
+        if told.tokens[-1] == END:
+            break
     return told
 
 
