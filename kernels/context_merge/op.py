@@ -34,7 +34,7 @@ def context_merge_op(
     )
     with suspended(logits):
         log_probs, chosen, entropies = implementation(logits, backend).merge(problem)
-    return log_probs, chosen, entropies
+    return log_probs, chosen, entropies.contiguous()  # as the fake tensors are
 
 
 @context_merge_op.register_fake

@@ -27,7 +27,7 @@ from ropewalk.kernels.context_merge.reference.merge import (
 from ropewalk.kernels.context_merge.reference.rows import (
     RowStatistics,
     log_probabilities,
-    row_statistics,
+    statistics_of,
     truncated,
 )
 
@@ -72,13 +72,11 @@ def gradient(
 def _of_questions(
     problem: Problem, log_probs_grad: Row, entropies_grad: Weights
 ) -> tuple[Rows, Row, Weights]:
-    rows = row_statistics(
-        problem.logits, problem.top_p, renormalise_entropy=problem.renormalise_entropy
-    )
+    rows, alone = statistics_of(problem)
     scores = scores_of(problem, rows.entropy)
     chosen = scores.argmin(-1)
     pooled = pooled_of(problem, rows, scores, chosen)
-    unconditional = truncated_unconditional(problem)
+    unconditional = truncated_unconditional(problem, alone)
     merged = combined(problem, pooled, unconditional)
 
     exists = merged > NOTHING

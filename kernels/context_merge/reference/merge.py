@@ -9,7 +9,7 @@ from ropewalk.kernels.context_merge.reference import pool
 from ropewalk.kernels.context_merge.reference.rows import (
     RowStatistics,
     log_probabilities,
-    row_statistics,
+    statistics_of,
     truncated,
 )
 
@@ -22,13 +22,11 @@ Scores = Float[Tensor, "questions contexts"]
 
 def merge(problem: Problem) -> tuple[LogProbs, Int[Tensor, " questions"], Scores]:
     """Merged log-probabilities, the chosen contexts, and every context's entropy."""
-    rows = row_statistics(
-        problem.logits, problem.top_p, renormalise_entropy=problem.renormalise_entropy
-    )
+    rows, alone = statistics_of(problem)
     scores = scores_of(problem, rows.entropy)
     chosen = scores.argmin(-1)
     pooled = pooled_of(problem, rows, scores, chosen)
-    merged = combined(problem, pooled, truncated_unconditional(problem))
+    merged = combined(problem, pooled, truncated_unconditional(problem, alone))
     return merged.log_softmax(-1), chosen, rows.entropy
 
 
@@ -66,11 +64,9 @@ def pooled_of(
     return torch.cat(parts)
 
 
-def truncated_unconditional(problem: Problem) -> LogProbs:
+def truncated_unconditional(problem: Problem, alone: RowStatistics) -> LogProbs:
     """The row without context, cut as the others are."""
-    row = problem.unconditional[:, None]
-    known = row_statistics(row, problem.top_p, renormalise_entropy=False)
-    return truncated(row, known.logsumexp, known.cutoff)[:, 0]
+    return truncated(problem.unconditional, alone.logsumexp[:, 0], alone.cutoff[:, 0])
 
 
 def combined(problem: Problem, pooled: LogProbs, unconditional: LogProbs) -> LogProbs:

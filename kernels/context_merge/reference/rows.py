@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ropewalk.kernels.context_merge.problem import statistics_dtype
+from ropewalk.kernels.context_merge.problem import Problem, statistics_dtype
 from ropewalk.kernels.context_merge.reference.cutoff import smallest_kept
 
 AT_ONCE = 2**17  # logits
@@ -29,19 +29,22 @@ class RowStatistics(NamedTuple):
     entropy: Float[Tensor, "questions contexts"]
 
 
-def row_statistics(
-    logits: Float[Tensor, "questions contexts vocabulary"],
-    top_p: float,
-    *,
-    renormalise_entropy: bool,
-) -> RowStatistics:
-    """Statistics of every row.
+def statistics_of(problem: Problem) -> tuple[RowStatistics, RowStatistics]:
+    """Statistics of the contexts' rows, and of the unconditional one (questions, 1)."""
+    logits, unconditional = problem.logits, problem.unconditional[:, None]
+    if logits.numel() + unconditional.numel() > AT_ONCE:
+        return _row_statistics(problem, logits), _row_statistics(problem, unconditional)
+    # With so little work the number of operations is what takes time.
+    together = _row_statistics(problem, torch.cat([logits, unconditional], dim=1))
+    contexts, alone = zip(*(x.split([problem.contexts, 1], dim=1) for x in together), strict=True)
+    return RowStatistics(*contexts), RowStatistics(*alone)
 
-    Args:
-        logits: of any strides.
-        top_p: how much of a row's mass is kept.
-        renormalise_entropy: whether kept probabilities are divided by their sum first.
-    """
+
+def _row_statistics(
+    problem: Problem, logits: Float[Tensor, "questions contexts vocabulary"]
+) -> RowStatistics:
+    """Statistics of every row."""
+    top_p, renormalise_entropy = problem.top_p, problem.renormalise_entropy
     _, contexts, vocabulary = logits.shape
     rows = max(1, AT_ONCE // vocabulary)
     blocks = []
