@@ -76,11 +76,11 @@ SMALL = Configuration(
 INTERPRETED = Configuration(
     width=4,
     blocks=4,
-    bound=Search(2, 4),
+    bound=Search(4, 8),
     looks=2,
     few=3,
-    fine=Search(4, 2),
-    coarse=Search(2, 4),
+    fine=Search(8, 2),
+    coarse=Search(8, 4),
     columns=32,
     parts=2,
 )
