@@ -136,6 +136,9 @@ def _generate(
         prompts=tails,
     )
     options = dict(request.options)
+    if encoded.reusable:
+        # Some models' own configuration says otherwise, which is about a cache of their own.
+        options["use_cache"] = True
     criteria = StoppingCriteriaList(options.pop("stopping_criteria", None) or [])
     if request.stops:
         criteria.append(StopAtText(request.tokenizer, request.stops, prompt))

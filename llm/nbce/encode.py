@@ -178,13 +178,18 @@ def _forward(model: Any, rows: Sequence[Sequence[int]], cache: Cache, start: int
     if accepts(model, "logits_to_keep"):
         inputs["logits_to_keep"] = 1
     model(**inputs)
+    return _checked(cache, len(rows), start + longest)
+
+
+def _checked(cache: Cache, rows: int, length: int) -> Cache:
+    """The cache, if it holds keys and values of so many tokens in each row."""
     filled = [layer for layer in cache.layers if layer.keys is not None]
-    expected = (len(rows), start + longest)
-    if not filled or any(
-        states is None or states.ndim != 4 or (states.shape[0], states.shape[2]) != expected
-        for layer in filled
-        for states in (layer.keys, layer.values)
-    ):
+    states = [part for layer in filled for part in (layer.keys, layer.values)]
+    known = all(
+        part is not None and part.ndim == 4 and (part.shape[0], part.shape[2]) == (rows, length)
+        for part in states
+    )
+    if not states or not known:
         raise _UnknownCacheError
     return cache
 

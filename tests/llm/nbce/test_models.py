@@ -1,0 +1,93 @@
+"""Every scheme of positions and every kind of cache: answers are those of the loop."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ropewalk.evals.default_model import bundled_models
+from ropewalk.llm import NBCE
+from ropewalk.llm.nbce import encode, reader
+
+CONTEXTS = ["the cat sat on a mat.", "a dog", "no, 42 birds flew away!"]
+PREFIX = "read: "
+QUESTIONS = ["who sat?", "how many birds flew?"]
+# Eager attention takes its softmax in float32, and experts multiply in float32 at most.
+FLOAT32 = ("deepseek-v3", "gpt2 eager", "llama eager", "bloom", "mpt", "falcon-alibi", "qwen3-next")
+CUT = (
+    "llama",
+    "llama eager",
+    "qwen3",
+    "mistral",
+    "gemma2",
+    "gemma3",
+    "deepseek-v3",
+    "gpt2",
+    "gpt2 eager",
+    "opt",
+    "bloom",
+    "mpt",
+    "falcon-alibi",
+)
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_contexts_are_read_once(make_model, tokenizer, loop, same, name):
+    family, _, attention = name.partition(" ")
+    model = make_model(family, **({"attn_implementation": attention} if attention else {}))
+    if name in FLOAT32:
+        model.float()
+    asked = NBCE(model, tokenizer, separator="\n")
+    encoded = asked.encode(CONTEXTS, prefix=PREFIX)
+    assert encoded.reusable
+    for question, answer in zip(QUESTIONS, asked.ask(QUESTIONS, max_new_tokens=8), strict=True):
+        same(answer, loop(model, question))
+
+
+@pytest.mark.parametrize("name", ["mamba", "qwen3-next"])
+def test_models_with_a_state_read_contexts_with_every_question(
+    make_model, tokenizer, loop, same, name
+):
+    model = make_model(name)
+    if name in FLOAT32:
+        model.float()
+    asked = NBCE(model, tokenizer, separator="\n")
+    encoded = asked.encode(CONTEXTS, prefix=PREFIX)
+    assert not encoded.reusable
+    assert encoded.nbytes == 0
+    for question, answer in zip(QUESTIONS, asked.ask(QUESTIONS, max_new_tokens=8), strict=True):
+        same(answer, loop(model, question))
+
+
+def test_a_cache_that_turns_out_otherwise_is_not_cut(model, tokenizer, monkeypatch):
+    expected = NBCE(model, tokenizer).ask(QUESTIONS, CONTEXTS, max_new_tokens=5)
+
+    def ignoring(model, rows, cache, start=0):
+        return encode._checked(cache, len(rows), start + max(map(len, rows)))
+
+    monkeypatch.setattr(encode, "_forward", ignoring)
+    asked = NBCE(model, tokenizer)
+    assert not asked.encode(CONTEXTS).reusable
+    answers = asked.ask(QUESTIONS, max_new_tokens=5)
+    assert [a.tokens for a in answers] == [a.tokens for a in expected]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "bloom"])
+def test_both_ways_of_reading_give_the_same_answers(make_model, tokenizer, monkeypatch, name):
+    model = make_model(name).float()
+    options = {"max_new_tokens": 8, "repetition_penalty": 1.5}
+    once = NBCE(model, tokenizer).ask(QUESTIONS, CONTEXTS, **options)
+    monkeypatch.setattr(reader, "can_be_cut", lambda model: False)
+    every_time = NBCE(model, tokenizer)
+    assert not every_time.encode(CONTEXTS).reusable
+    for one, other in zip(once, every_time.ask(QUESTIONS, **options), strict=True):
+        assert one.tokens == other.tokens
+        torch.testing.assert_close(one.trace.entropies, other.trace.entropies, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", bundled_models())
+def test_bundled_models_find_a_key(name):
+    folder = bundled_models()[name]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    asked = NBCE(model, tokenizer)
+    assert asked is not None
