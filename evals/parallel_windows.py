@@ -11,8 +11,8 @@ theirs unrotated and measure by place in the sequence. Layers with a sliding win
 last contexts only, so models that have such layers are left out.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -54,8 +54,8 @@ def parallel_window_logits(
         for row, index in enumerate(group):
             start = 0 if index == 0 else len(prefix)
             layers[index] = [
-                (layer.keys[row : row + 1, :, start:], layer.values[row : row + 1, :, start:])
-                for layer in cache.layers
+                (keys[row : row + 1, :, start:], values[row : row + 1, :, start:])
+                for keys, values, *_ in cast("Iterable[tuple[Tensor, ...]]", cache)
             ]
     windows = DynamicCache()
     for number, of_layer in enumerate(zip(*layers, strict=True)):

@@ -186,8 +186,9 @@ def _contexts_table(summary: Summary, contexts: ContextShares) -> str:
     return _table(
         f"Share of pass keys found among so many contexts of {contexts.context_length} tokens, "
         f"over {len(task['depths'])} depths × {task['trials']} trials, with Wilson's 95 % "
-        "interval. NBCE merges what the model says after each context alone; naive Bayes is its mean with "
-        "β = contexts − 1 and nothing cut off; the concatenation is one prompt with all of them.",
+        "interval. NBCE merges what the model says after each context alone; naive Bayes is its "
+        "mean with β = contexts − 1 and nothing cut off; the concatenation is one prompt with all "
+        "of them.",
         ["variant", "read by", *map(str, contexts.counts)],
         rows,
     )
