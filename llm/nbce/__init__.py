@@ -2,11 +2,12 @@
 
 * `reader`: `NBCE`, which encodes contexts and answers questions.
 * `encode`, `encoded`: contexts read in waves, and what is kept of them.
-* `rows`, `cache`: the batch of a question and its key-value cache.
+* `asking`, `rows`, `cache`: the batch of some questions and its key-value cache.
 * `decoding`, `steps`: `MergedDecoding`, the loop that `generate` runs, and its forward passes.
 * `stopping`, `answer`: where an answer ends, its text, its sources and its trace.
 * `logits_processor`: the same for plain greedy `generate`.
-* `validation`: what is refused, and how to mend it.
+* `validation`, `generation_checks`, `limits`, `padding_probe`: what is refused, and how to mend it.
+* `modes`, `progress`: evaluation mode and a bar for a while.
 """
 
 from ropewalk.llm.nbce.answer import Answer, Span, Trace

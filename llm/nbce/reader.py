@@ -30,11 +30,12 @@ from ropewalk.blocks.nbce import ContextMerge
 from ropewalk.llm.nbce import limits
 from ropewalk.llm.nbce.answer import Answer, Trace, make_answer
 from ropewalk.llm.nbce.asking import Request, generate_answers
-from ropewalk.llm.nbce.cache import can_be_cut
+from ropewalk.llm.nbce.cache import accepts, can_be_cut
 from ropewalk.llm.nbce.encode import read_contexts
 from ropewalk.llm.nbce.encoded import EncodedContexts, ReadBy
 from ropewalk.llm.nbce.generation_checks import check_options
 from ropewalk.llm.nbce.modes import evaluating
+from ropewalk.llm.nbce.padding_probe import refuse_readers_of_padding
 from ropewalk.llm.nbce.validation import (
     check_merge,
     check_model,
@@ -252,9 +253,12 @@ class NBCE:
         return EncodedContexts(distinct, tokens, base, ReadBy.of(self.model), kept=None)
 
     def _read(self, contexts: EncodedContexts) -> EncodedContexts:
-        if not can_be_cut(self.model):
-            return contexts
+        cut = can_be_cut(self.model)
         with evaluating(self.model):
+            if not (cut and accepts(self.model, "position_ids")):
+                refuse_readers_of_padding(self.model, pad_token(self.model, self.tokenizer))
+            if not cut:
+                return contexts
             kept = read_contexts(
                 self.model,
                 contexts.base,

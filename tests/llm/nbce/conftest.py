@@ -101,6 +101,10 @@ RECURRENT: dict[str, tuple[str, dict[str, Any]]] = {
         "MambaConfig",
         {**_SIZES, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
     ),
+    "rwkv": (
+        "RwkvConfig",
+        {**_SIZES, "hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 2},
+    ),
     "qwen3-next": (
         "Qwen3NextConfig",
         {
@@ -161,7 +165,7 @@ def tiny_model(name: str = "llama", **overrides: Any) -> PreTrainedModel:
         torch.manual_seed(0)
         model = transformers.AutoModelForCausalLM.from_config(config)
         for name, parameter in model.named_parameters():
-            if name.endswith("A_log"):
+            if name.endswith(("A_log", "time_decay")):
                 # Slow enough not to forget a context over the question.
                 torch.nn.init.constant_(parameter.data, -4.0)
             elif parameter.ndim == 1:
