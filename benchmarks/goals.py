@@ -87,6 +87,11 @@ def peak_mib(results: Results, case: str, peer: str) -> float:
     return float(_figure(results, case, peer, "peak_mib"))
 
 
+def of_copy(results: Results, case: str, peer: str) -> float:
+    """The share of the copy bandwidth that a peer reached in a case."""
+    return float(_figure(results, case, peer, "of_copy"))
+
+
 def _figure(results: Results, case: str, peer: str, figure: str) -> Any:
     result = results.get(case)
     if result is None:

@@ -106,6 +106,15 @@ def linear_cross_entropy_work(
     return Work(flop, passes * itemsize * numbers + 8.0 * tokens)
 
 
+def context_merge_work(*, questions: int, contexts: int, vocabulary: int, itemsize: int) -> Work:
+    """Work of merging contexts: all logits are read, those without context too; a row is written.
+
+    There are no products. The merged row and the entropies are float32, the choice is 8 bytes.
+    """
+    read = float((contexts + 1) * vocabulary * itemsize)
+    return Work(0.0, questions * (read + 4.0 * (vocabulary + contexts) + 8.0))
+
+
 def ceilings(device: str, dtype: torch.dtype, *, quick: bool = False) -> Ceilings:
     """Measures the device; `quick` takes sizes that show nothing but that it works."""
     if device == "cuda":

@@ -14,6 +14,7 @@ SUITES = {
     "rotary_attention": "benchmarks.suites.rotary_attention",
     "rotary": "benchmarks.suites.rotary",
     "linear_cross_entropy": "benchmarks.suites.linear_cross_entropy",
+    "context_merge": "benchmarks.suites.context_merge",
     "evaluation": "benchmarks.suites.evaluation",
 }
 
