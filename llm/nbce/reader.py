@@ -189,6 +189,7 @@ class NBCE:
             temperature=temperature,
             streamer=streamer,
         )
+        stops = stop_texts(stop)
         encoded = self._about(contexts)
         weights = weights_of(prior, self.merge, len(encoded), len(texts))
         separator = self._tokens(self.separator)
@@ -200,7 +201,7 @@ class NBCE:
             self.tokenizer,
             pad_token(self.model, self.tokenizer),
             max_new_tokens,
-            stop_texts(stop),
+            stops,
             streamer,
             {
                 **options,
@@ -220,7 +221,7 @@ class NBCE:
                 text,
                 one.tokens,
                 Trace(one.chosen, one.entropies, encoded.names),
-                request.stops,
+                stops,
             )
             for text, one in zip(texts, generated, strict=True)
         ]
