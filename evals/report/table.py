@@ -55,7 +55,7 @@ def _table(summary: Summary, task: str, title: str) -> Table:
 
 def _contexts_table(contexts: ContextShares) -> Table:
     table = Table(
-        title=f"Pass keys found in one of so many contexts of {contexts.context_length} tokens",
+        title=f"Pass keys found in n contexts of {contexts.context_length} tokens",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,

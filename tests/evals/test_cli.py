@@ -166,6 +166,25 @@ def test_an_option_that_nothing_reads_is_refused(command, tmp_path, task, argume
 
 
 @pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--contexts", "0,2"), "--contexts must be at least 1, got 0,2"),
+        (("--contexts", "4,2"), "--contexts must be ascending, got 4,2"),
+        (("--contexts", "a"), "--contexts expects whole numbers"),
+        (("--context-length", "0"), "--context-length must be at least 1"),
+        (("--context-length", "100"), "contexts of at least 206 tokens, got 100; give a larger"),
+        ((), "contexts of at least 206 tokens, got 120; give a larger --context-length"),
+    ],
+)
+def test_bad_contexts_end_in_one_line_with_code_2(command, tmp_path, arguments, expected):
+    code, out, error = command("eval", "--model", "TINY", "--task", "nbce", *arguments)
+    assert (code, out) == (2, "")
+    assert expected in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
     ("noted", "expected"),
     [
         ({"variant": "rerop:x=1"}, "says it was trained with 'rerop:x=1': unknown variant 'rerop'"),
