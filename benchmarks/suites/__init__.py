@@ -15,6 +15,7 @@ SUITES = {
     "rotary": "benchmarks.suites.rotary",
     "linear_cross_entropy": "benchmarks.suites.linear_cross_entropy",
     "context_merge": "benchmarks.suites.context_merge",
+    "nbce": "benchmarks.suites.nbce",
     "evaluation": "benchmarks.suites.evaluation",
 }
 
