@@ -7,7 +7,7 @@ from ropewalk.llm.model_config import trained_length
 from ropewalk.llm.nbce.encoded import EncodedContexts
 from ropewalk.llm.refusals import is_plugged
 
-_REMEDIES = (
+REMEDIES = (
     "split it into several contexts, plug a variant that reads further (ropewalk.llm.plug), or "
     "pass max_length=… to NBCE if the model does read so much"
 )
@@ -56,7 +56,7 @@ def refuse_long_contexts(
             before = f" after {base} of the prefix" if base else ""
             raise ValueError(
                 f"contexts[{place}] ({name!r}) is {length} tokens long{before}, and a row may have "
-                f"{limit}; {_REMEDIES}"
+                f"{limit}; {REMEDIES}"
             )
 
 
@@ -93,5 +93,5 @@ def refuse_long_rows(
             f"contexts[{context}] ({encoded.names[context]!r}) is {length} tokens long; with "
             f"{base} of the prefix, {tails[question]} of separator and questions[{question}] "
             f"({questions[question]!r}) and {max_new_tokens} new ones that makes {total}, and a "
-            f"row may have {limit}; ask for fewer new tokens, {_REMEDIES}"
+            f"row may have {limit}; ask for fewer new tokens, {REMEDIES}"
         )
