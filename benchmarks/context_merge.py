@@ -1,7 +1,9 @@
 """The workload of the merge of contexts: one model output, peers' calls, the definition in float64.
 
 Logits are those of a vocabulary head (`token_distributions`): `trained` as a model that knows its
-language has them, `initial` as flat as noise. The oracle sorts; rows are taken one by one.
+language has them, `initial` as flat as noise. Of `trained`, each context suggests words of its own,
+and the question some that all rows share, the one without context too: those are what is taken off.
+The oracle sorts; rows are taken one by one.
 
 A peer is judged by the merged probabilities and the entropies, ‖result − oracle‖ / ‖oracle‖ each,
 and must have chosen the same contexts: probabilities, because a token whose mass above is top_p up
@@ -19,10 +21,12 @@ from torch import Tensor
 
 from benchmarks.attention import distance, worst
 from benchmarks.case import Call, Check
-from benchmarks.token_distributions import Distribution, draw
+from benchmarks.token_distributions import STRENGTH, SUGGESTED, Distribution, draw
 
 HEAD_DIM = 64
 """Of the head that makes the logits."""
+FREQUENT = 100
+"""Columns from whom the words are drawn that a question suggests."""
 BETA, ETA, TOP_P = 0.25, 0.1, 0.95
 TOLERANCE = 1e-3
 """All peers compute in float32; one token at the edge in a flat row of 264 is 1e-4 of it."""
@@ -82,8 +86,10 @@ class MergeWorkload:
         generator = torch.Generator(device=s.device).manual_seed(0)
         rows = s.questions * (s.contexts + 1)
         drawn = draw(s.distribution, rows, HEAD_DIM, s.vocabulary, generator)
-        logits = drawn.hidden @ drawn.weight.T
-        self.output = logits.view(s.questions, s.contexts + 1, s.vocabulary).to(s.dtype)
+        logits = (drawn.hidden @ drawn.weight.T).view(s.questions, s.contexts + 1, s.vocabulary)
+        if s.distribution == "trained":
+            _suggest_words_to_all_rows(logits, generator)
+        self.output = logits.to(s.dtype)
         self.previous = torch.randint(
             s.contexts, (s.questions,), generator=generator, device=s.device
         )
@@ -118,6 +124,15 @@ class MergeWorkload:
     @cached_property
     def _expected(self) -> Outcome:
         return defined(self.output, self.previous)
+
+
+def _suggest_words_to_all_rows(logits: Tensor, generator: torch.Generator) -> None:
+    """Frequent words, so that rows have words in common."""
+    shape = (len(logits), 1, len(SUGGESTED))
+    words = torch.randint(FREQUENT, shape, generator=generator, device=logits.device)
+    strengths = STRENGTH * torch.tensor(SUGGESTED, device=logits.device)
+    rows = logits.shape[1]
+    logits.scatter_add_(-1, words.expand(-1, rows, -1), strengths.expand(len(logits), rows, -1))
 
 
 def defined(output: Tensor, previous: Tensor) -> Outcome:

@@ -42,16 +42,20 @@ def make(device: str, quick: bool) -> Suite:
     goals: Callable[[Results], list[dict[str, Any]]] = (
         partial(_cuda_goals, main) if device == "cuda" else partial(_cpu_goals, main)
     )
-    return Suite("context_merge", tuple(map(_case, shapes)), goals)
+    return Suite("context_merge", tuple(_case(shape, quick) for shape in shapes), goals)
 
 
 def _main(device: str) -> MergeShape:
     return MergeShape(1, 32, 128256, torch.bfloat16, device)
 
 
-def _case(shape: MergeShape) -> Case:
-    ours = ("triton", "reference") if shape.device == "cuda" else ("auto",)
-    peers = (*ours, "sorted", "sorted-compiled")
+def _case(shape: MergeShape, quick: bool) -> Case:
+    peers = ["triton", "reference"] if shape.device == "cuda" else ["auto"]
+    peers.append("sorted")
+    if not quick:  # a compilation takes seconds
+        peers.append("sorted-compiled")
+    if shape.device == "cuda":
+        peers.append(COPY)
     return Case(
         name=_name(shape),
         parameters=shape.parameters,
@@ -61,7 +65,7 @@ def _case(shape: MergeShape) -> Case:
             vocabulary=shape.vocabulary,
             itemsize=shape.dtype.itemsize,
         ),
-        peers=(*peers, COPY) if shape.device == "cuda" else peers,
+        peers=tuple(peers),
         make=lambda: MergeWorkload(shape),
         figure=f"{shape.distribution}, {_dtype(shape)}, vocabulary {shape.vocabulary}",
         x="questions",
