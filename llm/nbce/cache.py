@@ -11,6 +11,7 @@ any number of last tokens can be dropped.
 
 import inspect
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -64,9 +65,9 @@ class RoomyLayer(DynamicLayer):
 
     def _make_room(self, start: int, stop: int) -> None:
         """New buffers where the old ones are full, or where the rows were changed from outside."""
-        states = (self.keys, self.values)
         if self.keys is None or self.values is None:
             raise ValueError("this cache was reset; assemble a new one")
+        states = (self.keys, self.values)
         ours = all(
             state.untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr()
             for state, buffer in zip(states, self._buffers, strict=True)
@@ -74,20 +75,26 @@ class RoomyLayer(DynamicLayer):
         if ours and stop <= self._buffers[0].shape[-2]:
             return
         room = stop + max(STEP, stop // GROWTH)
-        grown = []
-        for state in states:
-            rows, heads, _, dim = state.shape
-            buffer = state.new_empty(rows, heads, room, dim)
-            buffer[:, :, :start] = state
-            grown.append(buffer)
-        self._buffers = (grown[0], grown[1])
+        keys, values = (
+            state.new_empty(*state.shape[:2], room, state.shape[-1]) for state in states
+        )
+        keys[:, :, :start], values[:, :, :start] = states
+        self._buffers = (keys, values)
 
 
 def make_cache(layers: Iterable[RoomyLayer | None]) -> DynamicCache:
     """A cache of these layers; None stands for a layer that reads another layer's keys."""
     cache = DynamicCache()
-    cache.layers = [DynamicLayer() if layer is None else layer for layer in layers]
+    cache.layers.extend(DynamicLayer() if layer is None else layer for layer in layers)
     return cache
+
+
+def states_of(cache: Any) -> list[tuple[Tensor, Tensor] | None]:
+    """Keys and values, layer by layer; None for a layer that keeps none."""
+    return [
+        None if layer.keys is None or layer.values is None else (layer.keys, layer.values)
+        for layer in cache.layers
+    ]
 
 
 def accepts(model: nn.Module, name: str) -> bool:
@@ -105,8 +112,9 @@ def can_be_cut(model: nn.Module) -> bool:
         return False
     if getattr(model, "_is_stateful", False):
         return False
+    config: Any = model.config
     try:
-        layers = DynamicCache(config=model.config).layers  # type: ignore[arg-type]
+        layers = DynamicCache(config=config).layers
     except (AttributeError, KeyError, TypeError, ValueError):
         return False
     known = {"DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer"}

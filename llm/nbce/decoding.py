@@ -70,7 +70,7 @@ class MergedDecoding:
         self.streamer = streamer
         self.prompts = prompts
         self._states: list[MergeState] = []
-        self._lengths: Int[Tensor, " questions"] | None = None
+        self._lengths: Int[Tensor, " questions"] = torch.zeros(0, dtype=torch.int64)
 
     @property
     def chosen(self) -> Int[Tensor, "questions steps"]:
@@ -86,7 +86,6 @@ class MergedDecoding:
     def lengths(self) -> Int[Tensor, " questions"]:
         """New tokens of each question in the latest call, without padding behind its last one."""
         self._of_a_call()
-        assert self._lengths is not None
         return self._lengths
 
     def __call__(
@@ -113,43 +112,40 @@ class MergedDecoding:
             model_kwargs,
         )
         pad = _pad_token(generation_config)
+        criteria: Any = stopping_criteria
         processors = self._for_questions(logits_processor)
         answers = input_ids[:: self.contexts + 1]
         if self.prompts is not None:
             answers = filled_up(self.prompts, questions, answers)
         unfinished = torch.ones(questions, dtype=torch.bool, device=input_ids.device)
         self._states, self._lengths = [], torch.zeros_like(unfinished, dtype=torch.int64)
-        scores: tuple[Tensor, ...] = ()
-        merged: tuple[Tensor, ...] = ()
+        scores: Any = () if generation_config.output_scores else None
+        merged: Any = () if generation_config.output_logits else None
         if self.streamer is not None:
             alone = None if self.prompts is None or questions > 1 else self.prompts[0]
             self.streamer.put(answers.cpu() if alone is None else torch.tensor([list(alone)]))
         while bool(unfinished.any()):
             log_probs = self._merge(rows.next_logits(), questions).to(input_ids.device)
             adjusted = processors(answers, log_probs)
-            if generation_config.output_scores:
+            if scores is not None:
                 scores += (adjusted,)
-            if generation_config.output_logits:
+            if merged is not None:
                 merged += (log_probs,)
             tokens = _pick(adjusted, generation_config.do_sample)
             if pad is not None:
                 tokens = torch.where(unfinished, tokens, pad)
             answers = torch.cat([answers, tokens[:, None]], dim=-1)
             rows.append(tokens.repeat_interleave(self.contexts + 1))
-            self._lengths += unfinished
+            self._lengths = self._lengths + unfinished
             if self.streamer is not None:
                 self.streamer.put(tokens.cpu())
-            unfinished = unfinished & ~stopping_criteria(answers, scores)  # type: ignore[arg-type]
+            unfinished = unfinished & ~criteria(answers, scores)
         if self.streamer is not None:
             self.streamer.end()
         if not generation_config.return_dict_in_generate:
             return answers
-        return GenerateDecoderOnlyOutput(
-            sequences=answers,  # type: ignore[arg-type]
-            scores=scores or None,
-            logits=merged or None,
-            past_key_values=rows.cache,
-        )
+        fields: dict[str, Any] = {"sequences": answers, "past_key_values": rows.cache}
+        return GenerateDecoderOnlyOutput(**fields, scores=scores, logits=merged)
 
     def _for_questions(self, processors: LogitsProcessorList) -> LogitsProcessorList:
         """Processors that were made for every row, with what concerns the questions' rows."""
@@ -158,9 +154,11 @@ class MergedDecoding:
             ignored = getattr(processor, "prompt_ignore_length", None)
             if isinstance(ignored, Tensor):
                 # Padding, which the penalty on repetition leaves out; `prompts` have none.
-                processor = copy.copy(processor)
-                own = None if self.prompts is not None else ignored[:: self.contexts + 1]
-                processor.prompt_ignore_length = own  # type: ignore[attr-defined]
+                own: Any = copy.copy(processor)
+                own.prompt_ignore_length = (
+                    None if self.prompts is not None else ignored[:: self.contexts + 1]
+                )
+                processor = own
             adapted.append(processor)
         return adapted
 

@@ -20,7 +20,7 @@ from ropewalk.llm.device_memory import (
     free_memory,
     is_out_of_memory,
 )
-from ropewalk.llm.nbce.cache import RoomyLayer, accepts, make_cache
+from ropewalk.llm.nbce.cache import RoomyLayer, accepts, make_cache, states_of
 from ropewalk.llm.nbce.encoded import Kept, LayerStates, States
 from ropewalk.llm.nbce.progress import Progress
 
@@ -67,27 +67,29 @@ def _read_contexts(
     shared = _forward(model, [base], DynamicCache()) if base else DynamicCache()
     # Similar lengths together; the longest first, so that what does not fit shows at once.
     queue = sorted(range(len(contexts)), key=lambda index: -len(contexts[index]))
-    limit = min(len(contexts), rows_at_once or _rows_that_fit(model, len(base), contexts))
+    budget = _tokens_at_once(model, len(base), len(contexts[queue[0]]))
     home = _Home(cache_device, len(base) + sum(map(len, contexts)))
+    devices: list[torch.device] = []
     kept_base: LayerStates = []
     kept: dict[int, LayerStates] = {}
-    devices: list[torch.device] = []
     with Progress("reading contexts", sum(map(len, contexts))) as progress:
         while queue:
-            rows = queue[:limit]
+            longest = len(contexts[queue[0]])
+            rows = queue[: min(max(1, budget // longest), rows_at_once or len(queue))]
             cache = _read_wave(model, shared, len(base), [contexts[index] for index in rows])
             if cache is None:
-                limit = max(1, len(rows) // 2)
+                budget = len(rows) * longest // 2
                 continue
             if not kept:
                 home.decide(cache)
-                devices = [_device(layer, model) for layer in cache.layers]
+                devices = _devices(cache, model)
                 kept_base = home.cut(shared if base else cache, 0, 0, len(base))
             for row, index in enumerate(rows):
                 stop = len(base) + len(contexts[index])
                 kept[index] = home.cut(cache, row, len(base), stop)
             progress.advance(sum(len(contexts[index]) for index in rows))
             queue = queue[len(rows) :]
+            # Not while the next wave is read.
             del cache
     return Kept(devices, kept_base, [kept[index] for index in range(len(contexts))])
 
@@ -108,29 +110,28 @@ class _Home:
         """Chooses the host if the states of all tokens would take too much of what is free."""
         if self._device is not None:
             return
-        layers = [layer for layer in cache.layers if layer.keys is not None]
-        rows, length = layers[0].keys.shape[0], layers[0].keys.shape[-2]
-        taken = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
-        needed = taken * self._tokens // (rows * length)
-        devices = {layer.keys.device for layer in layers}
-        if needed > USABLE * sum(map(free_memory, devices)):
+        filled = [part for states in states_of(cache) if states is not None for part in states]
+        needed = sum(part.nbytes // (part.shape[0] * part.shape[2]) for part in filled)
+        devices = {part.device for part in filled}
+        if needed * self._tokens > USABLE * sum(map(free_memory, devices)):
             self._device = torch.device("cpu")
 
     def cut(self, cache: Cache, row: int, start: int, stop: int) -> LayerStates:
         """A copy of some tokens of a row."""
         return [
             None
-            if layer.keys is None or layer.values is None
-            else States(*(self._copy(x[row, :, start:stop]) for x in (layer.keys, layer.values)))
-            for layer in cache.layers
+            if states is None
+            else States(*(self._copy(part[row, :, start:stop]) for part in states))
+            for states in states_of(cache)
         ]
 
-    def _copy(self, x: Tensor) -> Tensor:
-        return x.to(self._device or x.device, copy=True).contiguous()
+    def _copy(self, part: Tensor) -> Tensor:
+        return part.to(self._device or part.device, copy=True).contiguous()
 
 
-def _device(layer: Any, model: Any) -> torch.device:
-    return model.device if layer.keys is None else layer.keys.device
+def _devices(cache: Cache, model: Any) -> list[torch.device]:
+    """Where each layer of the model computes."""
+    return [model.device if states is None else states[0].device for states in states_of(cache)]
 
 
 def _read_wave(
@@ -149,17 +150,16 @@ def _read_wave(
 def _expanded(shared: Cache, rows: int, length: int) -> DynamicCache:
     """The shared tokens in front of every row, with room up to `length`."""
     layers: list[RoomyLayer | None] = []
-    for layer in shared.layers:
-        if layer.keys is None or layer.values is None:
+    for states in states_of(shared):
+        if states is None:
             layers.append(None)
             continue
-        filled = layer.keys.shape[-2]
-        buffers = []
-        for states in (layer.keys, layer.values):
-            buffer = states.new_empty(rows, states.shape[1], length, states.shape[3])
-            buffer[:, :, :filled] = states
-            buffers.append(buffer)
-        layers.append(RoomyLayer(*buffers, filled, layer.keys.device))
+        filled = states[0].shape[2]
+        keys, values = (
+            part.new_empty(rows, part.shape[1], length, part.shape[3]) for part in states
+        )
+        keys[:, :, :filled], values[:, :, :filled] = states
+        layers.append(RoomyLayer(keys, values, filled, keys.device))
     return make_cache(layers)
 
 
@@ -183,26 +183,23 @@ def _forward(model: Any, rows: Sequence[Sequence[int]], cache: Cache, start: int
 
 def _checked(cache: Cache, rows: int, length: int) -> Cache:
     """The cache, if it holds keys and values of so many tokens in each row."""
-    filled = [layer for layer in cache.layers if layer.keys is not None]
-    states = [part for layer in filled for part in (layer.keys, layer.values)]
+    filled = [part for states in states_of(cache) if states is not None for part in states]
     known = all(
-        part is not None and part.ndim == 4 and (part.shape[0], part.shape[2]) == (rows, length)
-        for part in states
+        part.ndim == 4 and (part.shape[0], part.shape[2]) == (rows, length) for part in filled
     )
-    if not states or not known:
+    if not filled or not known:
         raise _UnknownCacheError
     return cache
 
 
-def _rows_that_fit(model: Any, base: int, contexts: Sequence[Sequence[int]]) -> int:
-    """How many contexts to read at once: as many as pay off and fit, at least one."""
-    longest = max(map(len, contexts))
-    paying = enough_tokens(model.device) // longest
+def _tokens_at_once(model: Any, base: int, longest: int) -> int:
+    """How many tokens to read at once: as many as pay off and fit."""
+    paying = enough_tokens(model.device)
     try:
         each = bytes_per_sequence(
             model.config, length=base + longest, scored=1, itemsize=model.dtype.itemsize
         )
     except AttributeError:
         # A configuration with names of its own; waves are halved where that is too much.
-        return max(1, paying)
-    return max(1, min(paying, int(USABLE * free_memory(model.device)) // each))
+        return paying
+    return min(paying, int(USABLE * free_memory(model.device)) * longest // each)

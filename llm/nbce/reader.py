@@ -136,7 +136,7 @@ class NBCE:
     @overload
     def ask(
         self,
-        questions: Sequence[str],
+        questions: list[str] | tuple[str, ...],
         contexts: EncodedContexts | Sequence[str] | Mapping[str, str] | None = None,
         **options: Any,
     ) -> list[Answer]: ...

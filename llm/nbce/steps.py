@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import GenerationMixin
 
-_PREPARE = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+_PREPARE = inspect.signature(vars(GenerationMixin)["prepare_inputs_for_generation"]).parameters
 
 
 class Steps:

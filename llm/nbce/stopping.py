@@ -1,7 +1,7 @@
 """Stopping at a text, whatever tokens it is written in."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -25,8 +25,8 @@ class StopAtText(StoppingCriteria):
         self._texts = list(texts)
         self._prompt = prompt
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> torch.BoolTensor:
         """Which rows are finished, bool (rows,)."""
         answers = (self._tokenizer.decode(row) for row in input_ids[:, self._prompt :].tolist())
         finished = [any(text in answer for text in self._texts) for answer in answers]
-        return torch.tensor(finished, device=input_ids.device)
+        return cast("torch.BoolTensor", torch.tensor(finished, device=input_ids.device))
