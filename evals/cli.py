@@ -7,14 +7,15 @@ cannot finish ends with one line and exit code 1.
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
+from ropewalk.evals.ask.command import ask
 from ropewalk.evals.errors import EvaluationError, InputError
+from ropewalk.evals.options import Threads, TrustRemoteCode, numbers, set_threads
 
 INTERRUPTED = 130
-Number = TypeVar("Number", int, float)
 
 app = typer.Typer(
     name="ropewalk",
@@ -23,14 +24,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Threads = Annotated[
-    int | None,
-    typer.Option(help="Processor threads; as many as may be used by default.", min=1, max=1024),
-]
-TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
-]
 
 
 def _print_version(wanted: bool) -> None:
@@ -144,14 +137,14 @@ def eval_command(
         model=model,
         variants=tuple(variant or ("rope",)),
         tasks=tuple(task or DEFAULT_TASKS),
-        lengths=_numbers("length", length, int) if length is not None else (),
+        lengths=numbers("length", length, int) if length is not None else (),
         text=tuple(text or ()),
         documents=documents,
         score_tokens=score_tokens,
-        depths=_numbers("depth", depth, float),
+        depths=numbers("depth", depth, float),
         trials=trials,
         seed=seed,
-        contexts=_numbers("contexts", contexts, int),
+        contexts=numbers("contexts", contexts, int),
         context_length=context_length,
         dtype=dtype,
         device=device,
@@ -159,7 +152,7 @@ def eval_command(
         trust_remote_code=trust_remote_code,
     )
     request.check()
-    _set_threads(threads)
+    set_threads(threads)
     from ropewalk.evals.commands import evaluate_and_report
 
     evaluate_and_report(request)
@@ -183,6 +176,9 @@ def variants() -> None:
     list_variants()
 
 
+app.command()(ask)
+
+
 @app.command()
 def demo(
     full: Annotated[
@@ -198,7 +194,7 @@ def demo(
 
     request = demo_request(full=full, out=out)
     request.check()
-    _set_threads(threads)
+    set_threads(threads)
     from ropewalk.evals.commands import evaluate_and_report
 
     evaluate_and_report(request)
@@ -230,28 +226,8 @@ def train_default(
     """Trains a bundled model again, from Python's standard-library source."""
     from ropewalk.evals.commands import train_model
 
-    _set_threads(threads)
+    set_threads(threads)
     train_model(recipe, out, compiled=compiled)
-
-
-def _numbers(name: str, written: str, kind: type[Number]) -> tuple[Number, ...]:
-    """Parses `1,2,3`."""
-    try:
-        return tuple(kind(piece) for piece in written.split(","))
-    except ValueError as error:
-        expected = "whole numbers" if kind is int else "numbers"
-        raise InputError(
-            f"--{name} expects {expected} separated by commas, got {written!r}"
-        ) from error
-
-
-def _set_threads(threads: int | None) -> None:
-    """Lets torch use the threads asked for, and no more than this process may by default."""
-    import torch
-
-    from ropewalk.evals.memory import usable_threads
-
-    torch.set_num_threads(threads or min(torch.get_num_threads(), usable_threads()))
 
 
 if __name__ == "__main__":

@@ -53,16 +53,7 @@ def read_texts(paths: Sequence[Path]) -> list[Document]:
         if not path.exists():
             raise InputError(f"text {str(path)!r} does not exist")
         if path.is_dir():
-            found = (item for item in sorted(path.rglob("*")) if item.is_file())
-            for item in found:
-                relative = item.relative_to(path)
-                if any(part.startswith(".") for part in relative.parts):
-                    continue
-                try:
-                    text = item.read_text(encoding="utf-8-sig")
-                except (UnicodeDecodeError, OSError):
-                    continue
-                documents.append(Document(relative.as_posix(), text))
+            documents += [Document(name, text) for name, text in texts_in_folder(path)]
         else:
             try:
                 documents.append(Document(path.name, path.read_text(encoding="utf-8-sig")))
@@ -74,6 +65,20 @@ def read_texts(paths: Sequence[Path]) -> list[Document]:
     if not documents:
         raise InputError(f"no text in {', '.join(map(str, paths))}; give UTF-8 text files")
     return documents
+
+
+def texts_in_folder(folder: Path) -> list[tuple[str, str]]:
+    """Path inside the folder and text of its files, sorted; hidden and binary ones left out."""
+    texts = []
+    for item in sorted(item for item in folder.rglob("*") if item.is_file()):
+        relative = item.relative_to(folder)
+        if any(part.startswith(".") for part in relative.parts):
+            continue
+        try:
+            texts.append((relative.as_posix(), item.read_text(encoding="utf-8-sig")))
+        except (UnicodeDecodeError, OSError):
+            continue
+    return texts
 
 
 def encode(tokenizer: Any, text: str) -> tuple[np.ndarray, np.ndarray]:

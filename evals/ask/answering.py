@@ -1,0 +1,135 @@
+"""Model, variant and `ropewalk.llm.NBCE` put together for one set of questions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.generation.streamers import BaseStreamer
+
+from ropewalk.evals.ask.request import AskRequest
+from ropewalk.evals.errors import EvaluationError, InputError, one_line
+from ropewalk.evals.memory import is_out_of_memory
+from ropewalk.evals.models import ModelSource, choose_device, choose_dtype, open_model
+from ropewalk.evals.request import split_variant
+from ropewalk.llm import NBCE
+from ropewalk.llm.nbce import Answer
+from ropewalk.llm.nbce.limits import REMEDIES
+from ropewalk.llm.variants import ROPE, ResolvedVariant
+
+# How the command line mends what `REMEDIES` says for Python.
+OPTIONS = (
+    "split it into several files, read further with --variant rerope+log-n (see `ropewalk "
+    "variants`), or give --max-length if the model does read so much"
+)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Answers to all questions of a request.
+
+    Attributes:
+        answers: in the order of the questions.
+        lengths: name of each context → its tokens.
+        variant: what was plugged, as plain data.
+    """
+
+    answers: Sequence[Answer]
+    lengths: dict[str, int]
+    variant: dict[str, Any]
+
+
+class Asking:
+    """A request whose model has been opened; weights are loaded by `answer`.
+
+    Args:
+        request: what is asked.
+
+    Raises:
+        InputError: the request cannot be carried out.
+    """
+
+    def __init__(self, request: AskRequest) -> None:
+        self._texts = request.check()
+        self._request = request
+        self._device = choose_device(request.device)
+        self._dtype = choose_dtype(request.dtype, self._device)
+        self._source = open_model(request.model, trust_remote_code=request.trust_remote_code)
+        self._variant = _resolve(request, self._source, self._texts)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        return self._source.tokenizer
+
+    def answer(self, streamer: BaseStreamer | None = None) -> Answered:
+        """Reads the contexts, each by itself, and answers all questions.
+
+        Args:
+            streamer: gets the tokens as they come; for a single question.
+
+        Raises:
+            InputError: a context that is too long, or anything else the model cannot do.
+            EvaluationError: memory does not suffice.
+        """
+        request = self._request
+        model = self._source.load(dtype=self._dtype, device=self._device)
+        if request.sample:
+            torch.manual_seed(request.seed or 0)
+        try:
+            with self._variant.plug(model):
+                reader = NBCE(
+                    model,
+                    self.tokenizer,
+                    request.merge,
+                    separator=request.separator,
+                    max_length=self._max_length(),
+                )
+                encoded = reader.encode(self._texts, request.prefix)
+                answers = reader.ask(
+                    list(request.questions),
+                    prior=list(request.prior) or None,
+                    max_new_tokens=request.max_new_tokens,
+                    do_sample=request.sample,
+                    temperature=1.0 if request.temperature is None else request.temperature,
+                    streamer=streamer,
+                    stop=list(request.stop) or None,
+                )
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise EvaluationError(
+                    "out of memory; give fewer or shorter contexts, or a larger --device"
+                ) from error
+            if not isinstance(error, ValueError | TypeError | OverflowError):
+                raise
+            mended = ValueError(str(error).replace(REMEDIES, OPTIONS))
+            raise InputError(one_line(mended)) from error
+        lengths = dict(zip(encoded.names, encoded.lengths, strict=True))
+        return Answered(answers, lengths, self._variant.describe())
+
+    def _max_length(self) -> int | None:
+        """Only a rule that was asked for makes a model read further than it was trained to."""
+        request = self._request
+        if request.max_length is None and request.variant.strip() == ROPE:
+            return self._source.trained_length
+        return request.max_length
+
+
+def _resolve(request: AskRequest, source: ModelSource, texts: dict[str, str]) -> ResolvedVariant:
+    """The variant with the defaults that follow from the longest row."""
+
+    def tokens(text: str) -> int:
+        return len(source.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    longest = (
+        tokens(request.prefix)
+        + max(map(tokens, texts.values()))
+        + tokens(request.separator)
+        + max(map(tokens, request.questions))
+        + request.max_new_tokens
+    )
+    variant, _ = split_variant(request.variant)
+    try:
+        return variant.over(source.native).resolve(source.trained_length, longest)
+    except (ValueError, OverflowError) as error:
+        raise InputError(f"variant {request.variant!r}: {one_line(error)}") from error
