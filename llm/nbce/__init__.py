@@ -7,7 +7,7 @@
 * `stopping`, `answer`: where an answer ends, its text, its sources and its trace.
 * `logits_processor`: the same for plain greedy `generate`.
 * `validation`, `generation_checks`, `limits`, `padding_probe`: what is refused, and how to mend it.
-* `modes`, `progress`: evaluation mode and a bar for a while.
+* `memory`, `modes`, `progress`: how much fits, evaluation mode for a while, and a bar.
 """
 
 from ropewalk.llm.nbce.answer import Answer, Span, Trace

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
@@ -19,6 +18,7 @@ from ropewalk.blocks.nbce import ContextMerge
 from ropewalk.llm.device_memory import USABLE, free_memory, is_out_of_memory
 from ropewalk.llm.nbce.decoding import MergedDecoding
 from ropewalk.llm.nbce.encoded import EncodedContexts
+from ropewalk.llm.nbce.memory import forward_bytes, merging_bytes
 from ropewalk.llm.nbce.rows import assemble
 from ropewalk.llm.nbce.stopping import StopAtText
 
@@ -164,8 +164,9 @@ def _generate(
 def _row_bytes(
     model: Any, encoded: EncodedContexts, tails: Sequence[Sequence[int]], new: int
 ) -> int:
-    """About what a row takes while answers are generated: its cache, and its logits twice."""
-    longest = len(encoded.base) + max(encoded.lengths) + max(map(len, tails)) + new
-    vocabulary = getattr(model.config.get_text_config(), "vocab_size", 0)
-    logits = vocabulary * (model.dtype.itemsize + 2 * torch.float32.itemsize)
-    return longest * encoded.bytes_per_token + logits
+    """About what a row takes while answers are generated."""
+    question = max(map(len, tails))
+    longest = len(encoded.base) + max(encoded.lengths) + question
+    read = question if encoded.reusable else longest
+    cache = (longest + new) * encoded.bytes_per_token
+    return cache + forward_bytes(model, read) + merging_bytes(model) or 1

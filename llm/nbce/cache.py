@@ -63,22 +63,22 @@ class RoomyLayer(DynamicLayer):
         """How many tokens are in it."""
         return 0 if self.keys is None else self.keys.shape[-2]
 
+    def reset(self) -> None:
+        """Drops all tokens and keeps the room."""
+        self.keys, self.values = (buffer[:, :, :0] for buffer in self._buffers)
+
     def _make_room(self, start: int, stop: int) -> None:
         """New buffers where the old ones are full, or where the rows were changed from outside."""
-        if self.keys is None or self.values is None:
-            raise ValueError("this cache was reset; assemble a new one")
-        states = (self.keys, self.values)
+        filled = [part for part in (self.keys, self.values) if part is not None]
         ours = all(
-            state.untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr()
-            for state, buffer in zip(states, self._buffers, strict=True)
+            part.untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr()
+            for part, buffer in zip(filled, self._buffers, strict=True)
         )
         if ours and stop <= self._buffers[0].shape[-2]:
             return
         room = stop + max(STEP, stop // GROWTH)
-        keys, values = (
-            state.new_empty(*state.shape[:2], room, state.shape[-1]) for state in states
-        )
-        keys[:, :, :start], values[:, :, :start] = states
+        keys, values = (part.new_empty(*part.shape[:2], room, part.shape[-1]) for part in filled)
+        keys[:, :, :start], values[:, :, :start] = filled
         self._buffers = (keys, values)
 
 

@@ -15,13 +15,13 @@ from transformers import Cache, DynamicCache
 
 from ropewalk.llm.device_memory import (
     USABLE,
-    bytes_per_sequence,
     enough_tokens,
     free_memory,
     is_out_of_memory,
 )
 from ropewalk.llm.nbce.cache import RoomyLayer, accepts, make_cache, states_of
 from ropewalk.llm.nbce.encoded import Kept, LayerStates, States
+from ropewalk.llm.nbce.memory import forward_bytes
 from ropewalk.llm.nbce.progress import Progress
 
 
@@ -195,11 +195,7 @@ def _checked(cache: Cache, rows: int, length: int) -> Cache:
 def _tokens_at_once(model: Any, base: int, longest: int) -> int:
     """How many tokens to read at once: as many as pay off and fit."""
     paying = enough_tokens(model.device)
-    try:
-        each = bytes_per_sequence(
-            model.config, length=base + longest, scored=1, itemsize=model.dtype.itemsize
-        )
-    except AttributeError:
-        # A configuration with names of its own; waves are halved where that is too much.
-        return paying
-    return min(paying, int(USABLE * free_memory(model.device)) * longest // each)
+    each = forward_bytes(model, base + longest)
+    return (
+        min(paying, int(USABLE * free_memory(model.device)) * longest // each) if each else paying
+    )
