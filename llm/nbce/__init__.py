@@ -1,6 +1,7 @@
 """NBCE around a model: many contexts are read apart, and one answer is merged from all of them.
 
 * `reader`: `NBCE`, which encodes contexts and answers questions.
+* `chat`: a chat template around contexts and question.
 * `encode`, `encoded`: contexts read in waves, and what is kept of them.
 * `asking`, `rows`, `cache`: the batch of some questions and its key-value cache.
 * `decoding`, `steps`: `MergedDecoding`, the loop that `generate` runs, and its forward passes.

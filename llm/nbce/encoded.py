@@ -103,6 +103,7 @@ class EncodedContexts:
         tokens: of each context, without what is shared.
         base: tokens that every row begins with: the tokenizer's own (such as a beginning-of-text
             token) and the prefix.
+        ending: tokens that every question ends with: what a chat template puts there.
         read_by: the model that read them.
         kept: keys and values; None where the model's cache cannot be cut up, and then every
             question is read together with the contexts again.
@@ -111,8 +112,9 @@ class EncodedContexts:
     names: tuple[str, ...]
     tokens: list[list[int]] = field(repr=False)
     base: list[int] = field(repr=False)
+    ending: list[int] = field(repr=False)
     read_by: ReadBy = field(repr=False)
-    kept: Kept | None = field(repr=False)
+    kept: Kept | None = field(repr=False, default=None)
 
     def __len__(self) -> int:
         return len(self.names)

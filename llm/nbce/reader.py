@@ -31,6 +31,7 @@ from ropewalk.llm.nbce import limits
 from ropewalk.llm.nbce.answer import Answer, Trace, make_answer
 from ropewalk.llm.nbce.asking import Request, generate_answers
 from ropewalk.llm.nbce.cache import accepts, can_be_cut
+from ropewalk.llm.nbce.chat import chat_frame
 from ropewalk.llm.nbce.encode import read_contexts
 from ropewalk.llm.nbce.encoded import EncodedContexts, ReadBy
 from ropewalk.llm.nbce.generation_checks import check_options
@@ -107,6 +108,8 @@ class NBCE:
         contexts: Sequence[str] | Mapping[str, str],
         prefix: str = "",
         names: Sequence[str] | None = None,
+        *,
+        chat: bool = False,
     ) -> EncodedContexts:
         """Reads contexts, each by itself.
 
@@ -114,6 +117,8 @@ class NBCE:
             contexts: texts, or texts by name. None of them is ever truncated.
             prefix: what stands before every context and before a question without any.
             names: of the contexts, distinct; "context 1" and so on by default.
+            chat: whether prefix, context, separator and question are said by a user in the
+                tokenizer's chat template, and the answer by the assistant.
 
         Returns:
             What was read, for any number of questions. `ask` takes the latest by itself.
@@ -121,9 +126,9 @@ class NBCE:
         Raises:
             TypeError: something that is no text.
             ValueError: no context, an empty one, one that is longer than the model reads, or names
-                that do not fit; the model has not been run then.
+                that do not fit, or no chat template; the model has not been run then.
         """
-        self.encoded = self._read(self._tokenised(contexts, prefix, names))
+        self.encoded = self._read(self._tokenised(contexts, prefix, names, chat))
         return self.encoded
 
     @overload
@@ -193,7 +198,7 @@ class NBCE:
         encoded = self._about(contexts)
         weights = weights_of(prior, self.merge, len(encoded), len(texts))
         separator = self._tokens(self.separator)
-        tails = [[*separator, *self._tokens(text)] for text in texts]
+        tails = [[*separator, *self._tokens(text), *encoded.ending] for text in texts]
         limit = limits.limit_of(self.model, self.max_length)
         limits.refuse_long_rows(limit, encoded, texts, list(map(len, tails)), max_new_tokens)
         request = Request(
@@ -244,14 +249,18 @@ class NBCE:
         contexts: Sequence[str] | Mapping[str, str],
         prefix: str = "",
         names: Sequence[str] | None = None,
+        chat: bool = False,
     ) -> EncodedContexts:
         """Contexts that have been checked and not read yet."""
         texts, distinct = texts_and_names(contexts, names)
-        base = [*prefix_tokens(self.tokenizer), *self._tokens(require_text("prefix", prefix))]
+        before, after = chat_frame(self.tokenizer) if chat else ("", "")
+        # A template says itself what comes first.
+        special = [] if chat else prefix_tokens(self.tokenizer)
+        base = [*special, *self._tokens(before + require_text("prefix", prefix))]
         tokens = [self._tokens(text) for text in texts]
         limit = limits.limit_of(self.model, self.max_length)
         limits.refuse_long_contexts(limit, len(base), distinct, list(map(len, tokens)))
-        return EncodedContexts(distinct, tokens, base, ReadBy.of(self.model), kept=None)
+        return EncodedContexts(distinct, tokens, base, self._tokens(after), ReadBy.of(self.model))
 
     def _read(self, contexts: EncodedContexts) -> EncodedContexts:
         cut = can_be_cut(self.model)

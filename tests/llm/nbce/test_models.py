@@ -2,7 +2,10 @@
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ropewalk.evals.default_model import bundled_models
+from ropewalk.evals.tasks import passkey_prompt
 from ropewalk.llm import NBCE
 from ropewalk.llm.nbce import encode, reader
 
@@ -90,3 +93,19 @@ def test_both_ways_of_reading_give_the_same_answers(make_model, tokenizer, monke
     for one, other in zip(once, every_time.ask(QUESTIONS, **options), strict=True):
         assert one.tokens == other.tokens
         torch.testing.assert_close(one.trace.entropies, other.trace.entropies, atol=1e-5, rtol=1e-5)
+
+
+def test_the_bundled_model_finds_a_key_in_one_of_many_contexts():
+    folder = bundled_models()["default"]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    trained = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    cycle = list(passkey_prompt.FILLER_SENTENCES)
+    filler = ["".join(cycle[turn:] + cycle[:turn]) * 2 for turn in range(5)]
+    keys = ["52817", "40936"]
+    reader = NBCE(trained, tokenizer, separator="")
+    for place, key in enumerate(keys):
+        contexts = list(filler)
+        contexts[place + 1] += passkey_prompt.needle(key)
+        answer = reader.ask(passkey_prompt.QUESTION, contexts, max_new_tokens=6, stop="\n")
+        assert answer.text == key
+        assert [span.context for span in answer.spans] == [place + 1]

@@ -332,3 +332,34 @@ def test_the_modes_come_back_after_an_error(model, tokenizer, monkeypatch):
     with pytest.raises(RuntimeError):
         NBCE(model, tokenizer).encode(CONTEXTS)
     assert all(module.training for module in model.modules())
+
+
+CHAT = (
+    "<s>{% for m in messages %}{{ m.role }}: {{ m.content | trim }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def test_a_chat_template_stands_around_context_and_question(model, tokenizer):
+    tokenizer.chat_template = CHAT
+    reader = NBCE(model, tokenizer, separator="\n")
+    encoded = reader.encode(CONTEXTS, prefix=PREFIX, chat=True)
+    chatted = reader.ask(QUESTIONS, max_new_tokens=6)
+    tokenizer.chat_template = None
+    assert tokenizer.decode(encoded.base) == "<s>user: " + PREFIX
+    assert tokenizer.decode(encoded.ending) == "\nassistant: "
+    # The same, written out; the tokenizer puts <s> first itself.
+    reader.encode(CONTEXTS, prefix="user: " + PREFIX)
+    for question, answer in zip(QUESTIONS, chatted, strict=True):
+        plain = reader.ask(question + "\nassistant: ", max_new_tokens=6)
+        assert answer.tokens == plain.tokens
+        assert answer.question == question
+
+
+def test_templates_that_cannot_be_used(model, tokenizer):
+    reader = NBCE(model, tokenizer)
+    with pytest.raises(ValueError, match="expected a tokenizer with a chat template"):
+        reader.encode(CONTEXTS, chat=True)
+    tokenizer.chat_template = "{{ messages[0].content }}{{ messages[0].content }}"
+    with pytest.raises(ValueError, match="shows them 2 times"):
+        reader.encode(CONTEXTS, chat=True)
