@@ -3,15 +3,18 @@
 Chosen by reasoning and not by the clock. A program of the statistics holds a split of 8192 logits
 in registers, 32 a thread, so that four programs of a multiprocessor have 64 KiB under way, and 33
 rows of 128k make 528 programs. The threshold's searches keep a sum for each section and logit of a
-tile, 32 a thread, so that two programs of a multiprocessor search at a time. Among many logits
-there are fewer sections: the work of a look is in proportion to them, the bits that it decides only
-their logarithm; among few the looks count, each of which waits for its sums.
+tile, 32 a thread at most, so that two programs of eight warps search at a time on a multiprocessor.
+Among many logits there are fewer sections: the work of a look is in proportion to them, the bits
+that it decides only their logarithm; among few the looks count, each of which waits for its sums.
 """
 
 from dataclasses import dataclass
 
 from ropewalk.kernels.interpreter import interpreted
 from ropewalk.kernels.sizes import ceil_divide
+
+FEW_ROWS = 128
+"""Rows up to which each has a multiprocessor of a large GPU to itself."""
 
 
 @dataclass(frozen=True)
@@ -32,42 +35,46 @@ class Configuration:
     """How the kernels run; sizes are powers of two.
 
     Attributes:
-        width: logits of a block, whose maximum is kept.
+        width: logits of a block, of which maximum and mass are kept.
         blocks: blocks of a split, which one program holds.
         statistics_warps: of that program.
-        bound: the search among the blocks' maxima.
+        bound: the search among the blocks' maxima and masses.
         looks: how many looks it takes.
         few: blocks up to which the search among their logits is the fine one.
         fine: the search among few blocks.
         coarse: the search among many.
-        threshold_warps: of the program that searches a row.
+        search_warps: of the program that searches a row, where rows are few, and where many.
         columns: of a tile of the merge.
         merge_warps: of its program.
         parts: tiles' sums that are added up together.
     """
 
-    width: int = 64
-    blocks: int = 128
+    width: int = 128
+    blocks: int = 64
     statistics_warps: int = 8
     bound: Search = Search(8, 1024)
     looks: int = 4
-    few: int = 128
-    fine: Search = Search(8, 16)
-    coarse: Search = Search(4, 32)
-    threshold_warps: int = 8
+    few: int = 64
+    fine: Search = Search(8, 8)
+    coarse: Search = Search(4, 16)
+    search_warps: tuple[int, int] = (16, 8)
     columns: int = 1024
     merge_warps: int = 4
     parts: int = 128
 
+    def threshold_warps(self, rows: int) -> int:
+        """Warps of the program that searches a row: many where rows leave processors idle."""
+        return self.search_warps[rows > FEW_ROWS]
+
 
 LARGE = Configuration()
 SMALL = Configuration(
-    blocks=16,
+    blocks=8,
     statistics_warps=1,
     bound=Search(8, 16),
-    fine=Search(8, 4),
-    coarse=Search(8, 4),
-    threshold_warps=2,
+    fine=Search(8, 2),
+    coarse=Search(8, 2),
+    search_warps=(2, 2),
     columns=256,
     merge_warps=2,
     parts=16,

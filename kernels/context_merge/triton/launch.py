@@ -99,6 +99,7 @@ def _row_statistics(p: Problem, how: Configuration) -> tuple[Tensor, Tensor]:
     common: dict[str, Any] = {
         **_logits(p),
         "maxima": maxima,
+        "masses": torch.empty_like(maxima),
         "parts": _float32(p, count, splits, 3),
         "blocks": blocks,
         "splits": splits,
@@ -135,7 +136,7 @@ def _row_statistics(p: Problem, how: Configuration) -> tuple[Tensor, Tensor]:
         COARSE_WAYS=how.coarse.ways,
         COARSE_BLOCKS=how.coarse.tile,
         RENORMALISE=p.renormalise_entropy,
-        num_warps=how.threshold_warps,
+        num_warps=how.threshold_warps(count),
     )
     return rows, entropies
 

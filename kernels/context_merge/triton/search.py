@@ -54,23 +54,35 @@ def narrowed(low, high, tried, mass, needed):
 
 @triton.jit
 def bound_from_below(
-    maxima, blocks, maximum, needed, low, high,
-    TILE: tl.constexpr, WAYS: tl.constexpr, LOOKS: tl.constexpr, SHIFT: tl.constexpr,
+    maxima, masses, blocks, maximum, total, spare, low, high,
+    TILE: tl.constexpr, WAYS: tl.constexpr, LOOKS: tl.constexpr, WIDTH: tl.constexpr,
+    SHIFT: tl.constexpr,
 ):  # fmt: skip
-    """A key that the threshold's is not below, from the maxima of a row's blocks.
+    """A key that the threshold's is not below, from maximum and mass of a row's blocks.
 
-    What blocks' maxima hold by themselves is less than what all logits hold, so where they have the
-    mass that is needed, the row has it. After LOOKS looks the bound is close enough.
+    What lies below a value v is of a block at most its mass, without its maximum if that is not
+    below, and at most WIDTH · exp v. Where this is no more than may be dropped, the threshold is at
+    least v. After LOOKS looks the bound is close enough.
+
+    Args:
+        total: the row's mass.
+        spare: how much of it may be dropped, with room for rounding.
     """
     for _ in range(LOOKS):
         tried = sections(low, high, WAYS)
-        total = tl.zeros([WAYS, TILE], tl.float32)
+        most = WIDTH * tl.exp(value_of(tried, SHIFT) - maximum)
+        dropped = tl.zeros([WAYS, TILE], tl.float32)
         for first in range(0, blocks, TILE):
             at = first + tl.arange(0, TILE)
             x = tl.load(maxima + at, mask=at < blocks, other=float("-inf"))
-            found = key_of(x, SHIFT)[None, :] >= tried.to(tl.int32)[:, None]
-            total += tl.where(found, tl.exp(x - maximum)[None, :], 0.0)
-        low, high = narrowed(low, high, tried, tl.sum(total, axis=1), needed)
+            greatest = tl.exp(x - maximum)
+            mass = tl.load(masses + at, mask=at < blocks, other=0.0) * greatest
+            reaches = key_of(x, SHIFT)[None, :] >= tried.to(tl.int32)[:, None]
+            rest = mass[None, :] - tl.where(reaches, greatest[None, :], 0.0)
+            dropped += tl.minimum(rest, most[:, None])
+        # As a mass that is kept, which is enough where the rest may be dropped.
+        kept = total - tl.sum(dropped, axis=1)
+        low, high = narrowed(low, high, tried, kept, total - spare)
     return low
 
 

@@ -1,11 +1,13 @@
-"""Kernel 1, the one that reads everything: maximum and mass of each split, maximum of each block.
+"""Kernel 1, the one that reads everything: maximum and mass of each split and of each block.
 
 A program holds a split of a row in registers. It writes, in float32,
 
-    maxima  (rows, blocks)      of each block of WIDTH logits
-    parts   (rows, splits, 3)   m = max x,  Σ exp(x − m),  Σ exp(x − m) (x − m)
+    maxima  (rows, blocks)      m = max x of each block of WIDTH logits
+    masses  (rows, blocks)      Σ exp(x − m)
+    parts   (rows, splits, 3)   m, Σ exp(x − m) and Σ exp(x − m) (x − m) of each split
 
-The last of them gives the entropy where nothing is truncated, and is 0 elsewhere.
+Blocks are for the search of a threshold and are written only if there is one; the last of the parts
+is for the entropy where nothing is truncated and is written only then.
 """
 
 # pyright: reportGeneralTypeIssues=false
@@ -16,10 +18,12 @@ import triton.language as tl
 
 from ropewalk.kernels.context_merge.triton.rows import load_logits, row_start
 
+NOTHING = tl.constexpr(float("-inf"))
+
 
 @triton.jit
 def statistics_kernel(
-    logits, unconditional, maxima, parts, contexts, vocabulary, blocks, splits,
+    logits, unconditional, maxima, masses, parts, contexts, vocabulary, blocks, splits,
     question_stride, context_stride, token_stride, other_question_stride, other_token_stride,
     BLOCKS: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr, SAME_STEP: tl.constexpr,
 ):  # fmt: skip
@@ -36,16 +40,21 @@ def statistics_kernel(
     columns = block[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
     x = load_logits(start, step, columns, columns < vocabulary)
     greatest = tl.max(x, axis=1)
-    if not WHOLE:
-        place = maxima + row.to(tl.int64) * blocks + block
-        tl.store(place, greatest, mask=block < blocks)
-    maximum = tl.max(greatest, axis=0)
-    # A split of −∞ alone has no mass.
-    x -= tl.where(maximum == float("-inf"), 0.0, maximum)
+    # Where all is −∞ there is no mass.
+    x -= tl.where(greatest == NOTHING, 0.0, greatest)[:, None]
     weights = tl.exp(x)
+    mass = tl.sum(weights, axis=1)
+    if not WHOLE:
+        place = row.to(tl.int64) * blocks + block
+        tl.store(maxima + place, greatest, mask=block < blocks)
+        tl.store(masses + place, mass, mask=block < blocks)
+    maximum = tl.max(greatest, axis=0)
+    below = greatest - tl.where(maximum == NOTHING, 0.0, maximum)
+    share = tl.exp(below)
     part = parts + (row.to(tl.int64) * splits + split) * 3
     tl.store(part, maximum)
-    tl.store(part + 1, tl.sum(tl.sum(weights, axis=1), axis=0))
+    tl.store(part + 1, tl.sum(mass * share, axis=0))
     if WHOLE:
-        terms = weights * tl.where(weights > 0.0, x, 0.0)
-        tl.store(part + 2, tl.sum(tl.sum(terms, axis=1), axis=0))
+        moment = tl.sum(weights * tl.where(weights > 0.0, x, 0.0), axis=1)
+        moment += mass * tl.where(mass > 0.0, below, 0.0)
+        tl.store(part + 2, tl.sum(moment * share, axis=0))

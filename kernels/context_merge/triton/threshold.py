@@ -1,7 +1,7 @@
 """Kernel 2: of each row its logsumexp, the threshold of top-p and the entropy of what is kept.
 
-A program has a row. From the splits' parts it knows maximum and mass, from the blocks' maxima a
-bound below the threshold; it lists the blocks that reach the bound and searches among them.
+A program has a row. From the splits' parts it knows maximum and mass, from the blocks' a bound
+below the threshold; it lists the blocks that reach the bound and searches among them.
 
     rows (rows, 4)   M = max x,  ln Σ exp(x − M),  threshold,  not used
     H = −Σ_kept p ln p,   renormalised: H / m + ln m,  m = Σ_kept p
@@ -24,6 +24,8 @@ from ropewalk.kernels.context_merge.triton.search import (
 )
 
 NOTHING = tl.constexpr(float("-inf"))
+ROUNDING = tl.constexpr(1e-5)
+"""Of a row's mass: more than the sums over its blocks are rounded by."""
 
 
 @triton.jit
@@ -44,7 +46,7 @@ def list_blocks(maxima, listed, blocks, low, TILE: tl.constexpr, SHIFT: tl.const
 
 @triton.jit
 def threshold_kernel(
-    logits, unconditional, maxima, parts, listed, rows, entropies,
+    logits, unconditional, maxima, masses, parts, listed, rows, entropies,
     contexts, vocabulary, blocks, splits, top_p, reach,
     question_stride, context_stride, token_stride, other_question_stride, other_token_stride,
     SPLITS: tl.constexpr, WIDTH: tl.constexpr, SHIFT: tl.constexpr,
@@ -77,13 +79,15 @@ def threshold_kernel(
         if SAME_STEP:
             step = token_stride
         maxima += row.to(tl.int64) * blocks
+        masses += row.to(tl.int64) * blocks
         listed += row.to(tl.int64) * blocks
         needed = top_p * total
         low = key_of(maximum - reach, SHIFT).to(tl.int64)
         high = key_of(maximum, SHIFT).to(tl.int64) + 1
         low = bound_from_below(
-            maxima, blocks, maximum, needed, low, high, MAXIMA, MAXIMA_WAYS, LOOKS, SHIFT
-        )
+            maxima, masses, blocks, maximum, total, (1.0 - top_p - ROUNDING) * total, low, high,
+            MAXIMA, MAXIMA_WAYS, LOOKS, WIDTH, SHIFT,
+        )  # fmt: skip
         count = list_blocks(maxima, listed, blocks, low, MAXIMA, SHIFT)
         if count <= FEW:
             key = threshold_key(
