@@ -56,14 +56,19 @@ def bytes_per_sequence(config: Any, *, length: int, scored: int, itemsize: int) 
     """
     text = config.get_text_config()
     hidden = text.hidden_size
-    heads = text.num_attention_heads
-    inner = getattr(text, "intermediate_size", None) or 4 * hidden
+    heads = _largest(text.num_attention_heads)
+    inner = _largest(getattr(text, "intermediate_size", None) or 4 * hidden)
     head_dim = getattr(text, "head_dim", None) or hidden // heads
     activations = length * itemsize * (6 * hidden + 3 * inner + 4 * heads * head_dim)
     rotated = length * 4 * 6 * heads * head_dim
     scores = heads * min(length, QUERY_BLOCK) * length * 4 * 3
     logits = scored * text.vocab_size * (2 * itemsize + 4)
     return activations + rotated + scores + logits
+
+
+def _largest(size: int | list[int]) -> int:
+    """Some models have a size of its own for each layer."""
+    return max(size) if isinstance(size, list) else size
 
 
 def is_out_of_memory(error: BaseException) -> bool:

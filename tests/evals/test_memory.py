@@ -43,6 +43,16 @@ def test_the_estimate_counts_logits_of_scored_tokens_only():
     assert many - few == 511 * 264 * 8
 
 
+def test_a_size_for_each_layer_counts_as_the_largest():
+    sizes = {"length": 128, "scored": 16, "itemsize": 4}
+    uneven = config()
+    uneven.get_text_config().intermediate_size = [88, 704]
+    uneven.get_text_config().num_attention_heads = [4, 2]
+    assert memory.bytes_per_sequence(uneven, **sizes) == memory.bytes_per_sequence(
+        config(), **sizes
+    )
+
+
 def test_free_memory_is_what_the_machine_has():
     assert 2**20 < memory.free_memory(torch.device("cpu")) < 2**50
     assert memory.usable_threads() >= 1
