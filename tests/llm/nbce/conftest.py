@@ -64,6 +64,34 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "first_k_dense_replace": 1,
         },
     ),
+    # Layers that read another layer's keys and cache none.
+    "gemma3n": (
+        "Gemma3nTextConfig",
+        {
+            **_LLAMA_SIZES,
+            "num_hidden_layers": 3,
+            "layer_types": [*_ALTERNATING, "full_attention"],
+            "num_kv_shared_layers": 1,
+            "sliding_window": 7,
+            "head_dim": 8,
+            "vocab_size_per_layer_input": FIRST + len(CHARACTERS),
+            "hidden_size_per_layer_input": 8,
+            "laurel_rank": 4,
+            "activation_sparsity_pattern": [0.0] * 3,
+        },
+    ),
+    # Chunked attention.
+    "llama4": (
+        "Llama4TextConfig",
+        {
+            **_LLAMA_SIZES,
+            "intermediate_size_mlp": 48,
+            "num_local_experts": 2,
+            "num_experts_per_tok": 1,
+            "attention_chunk_size": 8,
+            "head_dim": 8,
+        },
+    ),
     "gpt2": ("GPT2Config", {**_SIZES, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 96}),
     "opt": (
         "OPTConfig",

@@ -22,6 +22,8 @@ CUT = (
     "gemma2",
     "gemma3",
     "deepseek-v3",
+    "gemma3n",
+    "llama4",
     "gpt2",
     "gpt2 eager",
     "opt",
