@@ -23,7 +23,7 @@ from benchmarks.attention import distance, worst
 from benchmarks.case import Call, Check
 from benchmarks.token_distributions import STRENGTH, SUGGESTED, Distribution, draw
 
-HEAD_DIM = 64
+HEAD_DIM = 256
 """Of the head that makes the logits."""
 FREQUENT = 100
 """Columns from whom the words are drawn that a question suggests."""

@@ -15,6 +15,7 @@ pytest.importorskip("triton")
 
 from ropewalk.kernels.context_merge import context_merge, triton
 from ropewalk.kernels.context_merge.problem import POOLINGS, Problem
+from ropewalk.kernels.context_merge.triton import configurations
 
 NOTHING = -math.inf
 MARGIN = 1e-5
@@ -264,6 +265,31 @@ def test_sizes_and_options(
     if rounded:  # many equals
         case.logits, case.unconditional = case.logits.round(), case.unconditional.round()
     assume(margin(case, merge_oracle(case)[2]) > MARGIN)
+    check(case)
+
+
+@pytest.mark.parametrize(
+    ("shape", "vocabulary", "dtype"),
+    [
+        ("flat as noise", 20011, torch.bfloat16),
+        ("on both sides of zero", 20011, torch.float32),
+        ("peaked", 20011, torch.float32),
+        ("far above zero", 20011, torch.float16),
+        ("peaked", 264, torch.bfloat16),
+        ("nearly flat", 264, torch.float32),
+    ],
+    ids=str,
+)
+def test_sizes_that_are_shipped(
+    shape, vocabulary, dtype, make_case, check, kernel_device, monkeypatch
+):
+    small = vocabulary <= configurations.SMALL.width * configurations.SMALL.blocks
+    shipped = configurations.SMALL if small else configurations.LARGE
+    monkeypatch.setattr(configurations, "INTERPRETED", shipped)
+    scale, shift = SHAPES[shape]
+    case = make_case((1,), 2, vocabulary, scale=scale, device=kernel_device, seed=6)
+    case.logits = (case.logits + shift).to(dtype)
+    case.unconditional = (case.unconditional + shift).to(dtype)
     check(case)
 
 

@@ -71,6 +71,11 @@ def test_other_sizes(dtype, size, arch, compile_launches):
     compiled(compile_launches, problem(dtype, size), arch)
 
 
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_sizes_of_one_are_constants(pooling, arch, compile_launches):
+    compiled(compile_launches, problem(FP32, (1, 1, 1), pooling=pooling, given=True), arch)
+
+
 @pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)
 def test_nothing_truncated(dtype, arch, compile_launches):
     compiled(compile_launches, problem(dtype, LLAMA, top_p=1.0), arch)
