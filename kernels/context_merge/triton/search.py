@@ -70,14 +70,15 @@ def bound_from_below(
     """
     for _ in range(LOOKS):
         tried = sections(low, high, WAYS)
-        most = WIDTH * tl.exp(value_of(tried, SHIFT) - maximum)
+        values = value_of(tried, SHIFT)
+        most = WIDTH * tl.exp(values - maximum)
         dropped = tl.zeros([WAYS, TILE], tl.float32)
         for first in range(0, blocks, TILE):
             at = first + tl.arange(0, TILE)
             x = tl.load(maxima + at, mask=at < blocks, other=float("-inf"))
             greatest = tl.exp(x - maximum)
             mass = tl.load(masses + at, mask=at < blocks, other=0.0) * greatest
-            reaches = key_of(x, SHIFT)[None, :] >= tried.to(tl.int32)[:, None]
+            reaches = x[None, :] >= values[:, None]
             rest = mass[None, :] - tl.where(reaches, greatest[None, :], 0.0)
             dropped += tl.minimum(rest, most[:, None])
         # As a mass that is kept, which is enough where the rest may be dropped.
@@ -99,19 +100,19 @@ def threshold_key(
     SIZE: tl.constexpr = BLOCKS * WIDTH
     while high - low > 1:
         tried = sections(low, high, WAYS)
+        values = value_of(tried, SHIFT)
+        low_value, high_value = value_of(low, SHIFT), value_of(high, SHIFT)
         total = tl.zeros([WAYS, SIZE], tl.float32)
-        least = tl.full([SIZE], GREATEST, tl.int32)
-        greatest = tl.full([SIZE], -GREATEST, tl.int32)
+        least = tl.full([SIZE], float("inf"), tl.float32)
+        greatest = tl.full([SIZE], float("-inf"), tl.float32)
         for first in range(0, count, BLOCKS):
             x = load_listed(start, step, listed, first, count, vocabulary, BLOCKS, WIDTH)
-            key = key_of(x, SHIFT)
-            found = key[None, :] >= tried.to(tl.int32)[:, None]
+            found = x[None, :] >= values[:, None]
             total += tl.where(found, tl.exp(x - maximum)[None, :], 0.0)
-            within = (key >= low.to(tl.int32)) & (key < high.to(tl.int32))
-            least = tl.minimum(least, tl.where(within, key, GREATEST))
-            greatest = tl.maximum(greatest, tl.where(within, key, -GREATEST))
-        first_key = tl.min(least, axis=0).to(tl.int64)
-        last_key = tl.max(greatest, axis=0).to(tl.int64)
+            least = tl.minimum(least, tl.where(x >= low_value, x, float("inf")))
+            greatest = tl.maximum(greatest, tl.where(x < high_value, x, float("-inf")))
+        first_key = key_of(tl.min(least, axis=0), SHIFT).to(tl.int64)
+        last_key = key_of(tl.max(greatest, axis=0), SHIFT).to(tl.int64)
         low, high = narrowed(low, high, tried, tl.sum(total, axis=1), needed)
         # Nothing in the bracket: there is no key to tell apart.
         none = first_key > last_key

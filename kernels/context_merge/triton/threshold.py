@@ -29,13 +29,13 @@ ROUNDING = tl.constexpr(1e-5)
 
 
 @triton.jit
-def list_blocks(maxima, listed, blocks, low, TILE: tl.constexpr, SHIFT: tl.constexpr):
-    """Writes the numbers of the blocks whose maximum's key is at least `low`; returns how many."""
+def list_blocks(maxima, listed, blocks, bound, TILE: tl.constexpr):
+    """Writes the numbers of the blocks whose maximum is at least `bound`; returns how many."""
     count = 0
     for first in range(0, blocks, TILE):
         at = first + tl.arange(0, TILE)
         x = tl.load(maxima + at, mask=at < blocks, other=NOTHING)
-        reaches = (key_of(x, SHIFT) >= low.to(tl.int32)) & (at < blocks)
+        reaches = (x >= bound) & (at < blocks)
         place = count + tl.cumsum(reaches.to(tl.int32), axis=0) - 1
         tl.store(listed + place, at, mask=reaches)
         count += tl.sum(reaches.to(tl.int32), axis=0)
@@ -88,7 +88,7 @@ def threshold_kernel(
             maxima, masses, blocks, maximum, total, (1.0 - top_p - ROUNDING) * total, low, high,
             MAXIMA, MAXIMA_WAYS, LOOKS, WIDTH, SHIFT,
         )  # fmt: skip
-        count = list_blocks(maxima, listed, blocks, low, MAXIMA, SHIFT)
+        count = list_blocks(maxima, listed, blocks, value_of(low, SHIFT), MAXIMA)
         if count <= FEW:
             key = threshold_key(
                 start, step, listed, count, vocabulary, maximum, needed, low, high,
@@ -99,16 +99,16 @@ def threshold_kernel(
                 start, step, listed, count, vocabulary, maximum, needed, low, high,
                 COARSE_BLOCKS, WIDTH, COARSE_WAYS, SHIFT,
             )  # fmt: skip
+        threshold = value_of(key, SHIFT)
         kept_mass = tl.zeros([COARSE_BLOCKS * WIDTH], tl.float32)
         terms = tl.zeros([COARSE_BLOCKS * WIDTH], tl.float32)
         for first in range(0, count, COARSE_BLOCKS):
             x = load_listed(start, step, listed, first, count, vocabulary, COARSE_BLOCKS, WIDTH)
-            kept = key_of(x, SHIFT) >= key.to(tl.int32)
+            kept = x >= threshold
             log_probability = x - maximum - log_total
             probability = tl.exp(log_probability)
             kept_mass += tl.where(kept, probability, 0.0)
             terms += probability * tl.where(kept, log_probability, 0.0)
-        threshold = value_of(key, SHIFT)
         entropy = -tl.sum(terms, axis=0)
         if RENORMALISE:
             held = tl.sum(kept_mass, axis=0)
