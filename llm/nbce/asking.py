@@ -17,6 +17,7 @@ from transformers.generation.streamers import BaseStreamer
 from ropewalk.blocks.nbce import ContextMerge
 from ropewalk.llm.device_memory import USABLE, free_memory, is_out_of_memory
 from ropewalk.llm.nbce.decoding import MergedDecoding
+from ropewalk.llm.nbce.devices import input_device
 from ropewalk.llm.nbce.encoded import EncodedContexts
 from ropewalk.llm.nbce.memory import forward_bytes, merging_bytes
 from ropewalk.llm.nbce.rows import assemble
@@ -79,7 +80,7 @@ def generate_answers(
     """
     group = len(encoded) + 1
     row_bytes = _row_bytes(model, encoded, tails, request.max_new_tokens)
-    fitting = int(USABLE * free_memory(model.device)) // row_bytes
+    fitting = int(USABLE * free_memory(input_device(model))) // row_bytes
     at_once = max(1, min(len(tails), (rows_at_once or fitting) // group))
     on_host = encoded.reusable and fitting < group
     answers: list[Generated] = []
@@ -107,7 +108,7 @@ def _try(
     last: bool,
 ) -> list[Generated] | None:
     """Answers to a group of questions; None if memory failed and there is another way."""
-    can_move = encoded.reusable and model.device.type != "cpu" and not on_host
+    can_move = encoded.reusable and input_device(model).type != "cpu" and not on_host
     try:
         return _generate(model, encoded, tails, weights, request, on_host)
     except (RuntimeError, MemoryError) as error:
@@ -149,6 +150,9 @@ def _generate(
         pad_token_id=request.pad,
         stopping_criteria=criteria,
         logits_processor=LogitsProcessorList(options.pop("logits_processor", None) or []),
+        # The model's own configuration may say otherwise.
+        return_dict_in_generate=False,
+        stop_strings=None,
         **options,
     )
     return [

@@ -20,6 +20,7 @@ from ropewalk.llm.device_memory import (
     is_out_of_memory,
 )
 from ropewalk.llm.nbce.cache import RoomyLayer, accepts, make_cache, states_of
+from ropewalk.llm.nbce.devices import HOST, input_device
 from ropewalk.llm.nbce.encoded import Kept, LayerStates, States
 from ropewalk.llm.nbce.memory import forward_bytes
 from ropewalk.llm.nbce.progress import Progress
@@ -36,7 +37,7 @@ def read_contexts(
     contexts: Sequence[Sequence[int]],
     *,
     rows_at_once: int | None = None,
-    cache_device: str | torch.device = "auto",
+    cache_device: torch.device | None = None,
 ) -> Kept | None:
     """Keys and values of contexts, without padding.
 
@@ -45,7 +46,7 @@ def read_contexts(
         base: tokens before every context.
         contexts: tokens of each, at least one.
         rows_at_once: the greatest wave; None leaves that to the memory.
-        cache_device: where to keep them; "auto" is the model's device unless they would take more
+        cache_device: where to keep them; None is the model's device unless they would take more
             than half of what is free there, and the host then.
 
     Returns:
@@ -62,7 +63,7 @@ def _read_contexts(
     base: Sequence[int],
     contexts: Sequence[Sequence[int]],
     rows_at_once: int | None,
-    cache_device: str | torch.device,
+    cache_device: torch.device | None,
 ) -> Kept:
     shared = _forward(model, [base], DynamicCache()) if base else DynamicCache()
     # Similar lengths together; the longest first, so that what does not fit shows at once.
@@ -98,12 +99,12 @@ class _Home:
     """Where states are kept.
 
     Args:
-        asked: "auto" or a device.
+        asked: a device; None leaves it to the memory.
         tokens: how many there will be.
     """
 
-    def __init__(self, asked: str | torch.device, tokens: int) -> None:
-        self._device = None if asked == "auto" else torch.device(asked)
+    def __init__(self, asked: torch.device | None, tokens: int) -> None:
+        self._device = asked
         self._tokens = tokens
 
     def decide(self, cache: Cache) -> None:
@@ -114,7 +115,7 @@ class _Home:
         needed = sum(part.nbytes // (part.shape[0] * part.shape[2]) for part in filled)
         devices = {part.device for part in filled}
         if needed * self._tokens > USABLE * sum(map(free_memory, devices)):
-            self._device = torch.device("cpu")
+            self._device = HOST
 
     def cut(self, cache: Cache, row: int, start: int, stop: int) -> LayerStates:
         """A copy of some tokens of a row."""
@@ -131,7 +132,9 @@ class _Home:
 
 def _devices(cache: Cache, model: Any) -> list[torch.device]:
     """Where each layer of the model computes."""
-    return [model.device if states is None else states[0].device for states in states_of(cache)]
+    return [
+        input_device(model) if states is None else states[0].device for states in states_of(cache)
+    ]
 
 
 def _read_wave(
@@ -166,14 +169,15 @@ def _expanded(shared: Cache, rows: int, length: int) -> DynamicCache:
 def _forward(model: Any, rows: Sequence[Sequence[int]], cache: Cache, start: int = 0) -> Cache:
     """Reads rows of tokens, padded on the right, at positions from `start` on."""
     longest = max(map(len, rows))
+    device = input_device(model)
     tokens = torch.tensor([[*row, *[row[-1]] * (longest - len(row))] for row in rows])
     inputs: dict[str, Any] = {
-        "input_ids": tokens.to(model.device),
+        "input_ids": tokens.to(device),
         "past_key_values": cache,
         "use_cache": True,
     }
     if accepts(model, "position_ids"):
-        positions = torch.arange(start, start + longest, device=model.device)
+        positions = torch.arange(start, start + longest, device=device)
         inputs["position_ids"] = positions.expand(len(rows), -1)
     if accepts(model, "logits_to_keep"):
         inputs["logits_to_keep"] = 1
@@ -194,8 +198,10 @@ def _checked(cache: Cache, rows: int, length: int) -> Cache:
 
 def _tokens_at_once(model: Any, base: int, longest: int) -> int:
     """How many tokens to read at once: as many as pay off and fit."""
-    paying = enough_tokens(model.device)
+    paying = enough_tokens(input_device(model))
     each = forward_bytes(model, base + longest)
     return (
-        min(paying, int(USABLE * free_memory(model.device)) * longest // each) if each else paying
+        min(paying, int(USABLE * free_memory(input_device(model))) * longest // each)
+        if each
+        else paying
     )

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ropewalk.llm.nbce.devices import input_device
 from ropewalk.llm.plug import plug_of
 
 
@@ -65,7 +66,7 @@ class ReadBy:
     @classmethod
     def of(cls, model: Any) -> "ReadBy":
         """The model as it is now."""
-        return cls(weakref.ref(model), model.dtype, model.device, plugged_rules(model))
+        return cls(weakref.ref(model), model.dtype, input_device(model), plugged_rules(model))
 
     def refuse_others(self, model: Any) -> None:
         """Another model, or the same one changed so that its keys are of no use any more.

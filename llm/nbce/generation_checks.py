@@ -1,6 +1,8 @@
 """Ways of generating that merged distributions cannot have, found out before the model runs."""
 
+import copy
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -39,7 +41,7 @@ def check_options(
         TypeError: max_new_tokens is no integer.
         ValueError: says which and what to do.
     """
-    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int):
+    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, Integral):
         raise TypeError(f"max_new_tokens: expected an integer, got {max_new_tokens!r}")
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
@@ -55,14 +57,31 @@ def check_options(
             raise ValueError(f"{name} is set by the reader; leave it out")
     if options.get("stop_strings") is not None:
         raise ValueError("stop_strings: use stop instead, which needs no tokenizer")
-    for name in ("num_beams", "num_return_sequences"):
-        if (options.get(name) or 1) > 1:
-            raise ValueError(
-                f"{name}={options[name]}: expected 1, since the batch's rows are the contexts; ask "
-                "the same question several times for several samples"
-            )
     if options.get("assistant_model") is not None:
         raise ValueError("assistant_model: expected None, since distributions are merged")
+
+
+def check_generation(model: Any, options: Mapping[str, Any]) -> None:
+    """What `generate` would be refused for, options and the model's own settings together.
+
+    Raises:
+        ValueError: says which and what to do.
+    """
+    config = copy.deepcopy(_configuration(model, options))
+    for name, value in options.items():
+        if hasattr(config, name):
+            setattr(config, name, value)
+    refuse_generation(model, config)
+
+
+def own_stop_texts(model: Any, options: Mapping[str, Any]) -> list[str]:
+    """Texts at which the model's own configuration ends generation."""
+    own = _configuration(model, options).stop_strings
+    return [own] if isinstance(own, str) else list(own or [])
+
+
+def _configuration(model: Any, options: Mapping[str, Any]) -> GenerationConfig:
+    return options.get("generation_config") or model.generation_config
 
 
 def refuse_generation(model: Any, config: GenerationConfig) -> None:

@@ -1,6 +1,7 @@
 """How long a row may be, and which context makes one too long."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 from ropewalk.llm.model_config import trained_length
@@ -22,11 +23,11 @@ def require_count(name: str, value: object) -> int | None:
     """
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name}: expected an integer or None, got {value!r}")
     if value < 1:
         raise ValueError(f"{name}: expected at least 1, got {value}")
-    return value
+    return int(value)
 
 
 def limit_of(model: Any, max_length: int | None) -> int | None:

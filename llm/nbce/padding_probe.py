@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from ropewalk.llm.nbce.devices import input_device
+
 # Of the range of the logits; rounding stays far below, reading padding far above.
 TOLERANCE = 0.02
 _PADDING, _TEXT, _STEPS = 3, 6, 3
@@ -22,8 +24,9 @@ def refuse_readers_of_padding(model: Any, pad: int) -> None:
     """
     vocabulary = model.config.get_text_config().vocab_size
     text = (pad + 1 + torch.arange(_TEXT)) % vocabulary
-    row = torch.cat([torch.full((_PADDING,), pad), text])[None].to(model.device)
-    mask = (torch.arange(row.shape[1]) >= _PADDING).long()[None].to(model.device)
+    device = input_device(model)
+    row = torch.cat([torch.full((_PADDING,), pad), text])[None].to(device)
+    mask = (torch.arange(row.shape[1]) >= _PADDING).long()[None].to(device)
     padded, bare = (
         torch.cat(
             model.generate(

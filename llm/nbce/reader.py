@@ -32,9 +32,14 @@ from ropewalk.llm.nbce.answer import Answer, Trace, make_answer
 from ropewalk.llm.nbce.asking import Request, generate_answers
 from ropewalk.llm.nbce.cache import accepts, can_be_cut
 from ropewalk.llm.nbce.chat import chat_frame
+from ropewalk.llm.nbce.devices import storage_device
 from ropewalk.llm.nbce.encode import read_contexts
 from ropewalk.llm.nbce.encoded import EncodedContexts, ReadBy
-from ropewalk.llm.nbce.generation_checks import check_options
+from ropewalk.llm.nbce.generation_checks import (
+    check_generation,
+    check_options,
+    own_stop_texts,
+)
 from ropewalk.llm.nbce.modes import evaluating
 from ropewalk.llm.nbce.padding_probe import refuse_readers_of_padding
 from ropewalk.llm.nbce.validation import (
@@ -99,7 +104,7 @@ class NBCE:
         self.separator = require_text("separator", separator)
         self.max_length = limits.require_count("max_length", max_length)
         self.rows_at_once = limits.require_count("rows_at_once", rows_at_once)
-        self.cache_device = cache_device if cache_device == "auto" else torch.device(cache_device)
+        self.cache_device = storage_device(cache_device)
         self.encoded: EncodedContexts | None = None
         pad_token(model, tokenizer)
 
@@ -194,7 +199,8 @@ class NBCE:
             temperature=temperature,
             streamer=streamer,
         )
-        stops = stop_texts(stop)
+        check_generation(self.model, options)
+        stops = [*stop_texts(stop), *own_stop_texts(self.model, options)]
         encoded = self._about(contexts)
         weights = weights_of(prior, self.merge, len(encoded), len(texts))
         separator = self._tokens(self.separator)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ropewalk.llm.nbce.cache import RoomyLayer, accepts, make_cache
+from ropewalk.llm.nbce.devices import HOST, input_device
 from ropewalk.llm.nbce.encoded import EncodedContexts, Kept, States
 
 
@@ -62,13 +63,14 @@ def assemble(
     width = max(cached)
     tokens = [[pad] * (fed - len(row)) + row[-fed:] for row in rows]
     end = torch.tensor(lengths)[:, None]
+    device = input_device(model)
     inputs: dict[str, Any] = {
-        "input_ids": torch.tensor(tokens).to(model.device),
-        "attention_mask": (torch.arange(width + fed) >= width + fed - end).long().to(model.device),
+        "input_ids": torch.tensor(tokens).to(device),
+        "attention_mask": (torch.arange(width + fed) >= width + fed - end).long().to(device),
     }
     if accepts(model, "position_ids"):
         positions = (end - fed + torch.arange(fed)).clamp(min=0)
-        inputs["position_ids"] = positions.to(model.device)
+        inputs["position_ids"] = positions.to(device)
     if encoded.kept is not None:
         layers = _layers(encoded.kept, cached, width, width + fed + room, on_host)
         inputs["past_key_values"] = make_cache(layers)
@@ -79,7 +81,6 @@ def _layers(
     kept: Kept, cached: Sequence[int], width: int, capacity: int, on_host: bool
 ) -> list[RoomyLayer | None]:
     layers: list[RoomyLayer | None] = []
-    host = torch.device("cpu")
     for number, device in enumerate(kept.devices):
         base = kept.base[number]
         contexts = [None, *(context[number] for context in kept.contexts)]
@@ -89,7 +90,7 @@ def _layers(
         buffers = [
             part.new_empty(
                 (len(cached), part.shape[0], capacity, part.shape[2]),
-                device=host if on_host else device,
+                device=HOST if on_host else device,
             )
             for part in base
         ]

@@ -1,6 +1,7 @@
 """Models, texts and weights that cannot be used, found out before the model runs."""
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -115,6 +116,8 @@ def check_model(model: Any) -> None:
         hint = ""
         if hasattr(model, "_orig_mod"):
             hint = "; pass the model itself, model._orig_mod"
+        elif hasattr(model, "get_base_model"):
+            hint = "; pass what model.get_base_model() returns"
         raise TypeError(
             "model: expected a causal language model of transformers, got "
             f"{type(model).__name__}{hint}"
@@ -152,7 +155,7 @@ def check_merge(merge: object, contexts: object = 1) -> None:
     if not isinstance(merge, ContextMerge):
         hint = "; call it, ContextMerge()" if merge is ContextMerge else ""
         raise TypeError(f"merge: expected a ContextMerge, got {merge!r}{hint}")
-    if isinstance(contexts, bool) or not isinstance(contexts, int):
+    if isinstance(contexts, bool) or not isinstance(contexts, Integral):
         raise TypeError(f"contexts: expected how many there are, got {contexts!r}")
     if contexts < 1:
         raise ValueError(f"contexts: expected at least 1, got {contexts}")

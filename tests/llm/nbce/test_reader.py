@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+import transformers
 from transformers import PreTrainedModel, set_seed
 
 from ropewalk.blocks.nbce import ContextMerge
@@ -363,3 +364,40 @@ def test_templates_that_cannot_be_used(model, tokenizer):
     tokenizer.chat_template = "{{ messages[0].content }}{{ messages[0].content }}"
     with pytest.raises(ValueError, match="shows them 2 times"):
         reader.encode(CONTEXTS, chat=True)
+
+
+def test_the_models_own_settings_of_generation_count(reader, model):
+    expected = reader.ask(QUESTIONS, max_new_tokens=8)
+    model.generation_config.return_dict_in_generate = True
+    model.generation_config.output_scores = True
+    model.generation_config.stop_strings = [expected[0].text[3:5]]
+    stopped = reader.ask(QUESTIONS, max_new_tokens=8)
+    assert stopped[0].text == expected[0].text[: expected[0].text.index(expected[0].text[3:5])]
+    given = transformers.GenerationConfig(repetition_penalty=4.0, pad_token_id=0)
+    penalised = reader.ask(QUESTIONS[0], max_new_tokens=8, generation_config=given)
+    model.generation_config.stop_strings = None
+    assert (
+        penalised.tokens
+        == reader.ask(QUESTIONS[0], max_new_tokens=8, repetition_penalty=4.0).tokens
+    )
+
+
+def test_models_whose_weights_are_brought_in_layer_by_layer(make_model, tokenizer, reader):
+    from accelerate import cpu_offload
+
+    offloaded = make_model()
+    cpu_offload(offloaded, execution_device=torch.device("cpu"))
+    assert offloaded.device.type == "meta"
+    answers = NBCE(offloaded, tokenizer, separator="\n", cache_device="cpu").ask(
+        QUESTIONS, CONTEXTS, max_new_tokens=6
+    )
+    expected = reader.ask(QUESTIONS, CONTEXTS, max_new_tokens=6)
+    assert [a.tokens for a in answers] == [a.tokens for a in expected]
+
+
+def test_numbers_of_numpy_are_numbers(model, tokenizer):
+    reader = NBCE(model, tokenizer, rows_at_once=np.int64(2), max_length=np.int64(90))
+    answer = reader.ask(
+        QUESTIONS[0], CONTEXTS, prior=np.array([1.0, 2.0, 3.0]), max_new_tokens=np.int64(3)
+    )
+    assert len(answer.tokens) == 3

@@ -204,3 +204,30 @@ def test_names_are_numbered_by_default_and_every_error_comes_before_any_reading(
         reader.ask(QUESTION, ["a new context"], max_new_tokens=0)
     assert reader.encoded is before
     assert isinstance(before.kept.contexts[0][0].keys, torch.Tensor)
+
+
+@pytest.mark.parametrize("name", ["graphics", "meta:7:7"])
+def test_devices_that_do_not_exist(model, tokenizer, name):
+    with pytest.raises(ValueError, match=f'cache_device: expected "auto" or a device.*{name}'):
+        NBCE(model, tokenizer, cache_device=name)
+
+
+def test_the_models_own_way_of_generating_is_refused_before_texts_are_read(reader):
+    reader.model.generation_config.num_beams = 4
+    with pytest.raises(ValueError, match="num_beams=4: expected 1"):
+        reader.ask(QUESTION, ["a new context"])
+    # What is asked for goes before what the model is configured to do.
+    with pytest.raises(AssertionError, match="the model was run"):
+        reader.ask(QUESTION, max_new_tokens=4, num_beams=1)
+
+
+def test_wrapped_models_are_told_how_to_be_passed(model, tokenizer):
+    class Wrapped(torch.nn.Module):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            setattr(self, name, model)
+
+    with pytest.raises(TypeError, match=r"pass what model.get_base_model\(\) returns"):
+        NBCE(Wrapped("get_base_model"), tokenizer)
+    with pytest.raises(TypeError, match=r"model._orig_mod"):
+        NBCE(Wrapped("_orig_mod"), tokenizer)
