@@ -12,6 +12,7 @@ READERS = {
     "min_entropy": "NBCE, least entropy",
     "entropy_weighted": "NBCE, entropy-weighted",
     "max": "NBCE, maximum",
+    "max_beta_0": "NBCE, maximum, β = 0",
     "mean": "NBCE, mean",
     "naive_bayes": "naive Bayes",
     "concatenation": "concatenation",

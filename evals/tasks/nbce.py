@@ -36,9 +36,14 @@ from ropewalk.llm.tokens import prefix_tokens
 NAIVE_BAYES = "naive_bayes"
 # Name of the reader of each reading that has only one.
 READERS: dict[Reading, str] = {"joined": "concatenation", "windows": "parallel_windows"}
+# The maximum is shown with β = 0 as well, because β is what it fails by: −β ln p(T) raises the
+# second-best guesses of any context over a right answer that the unconditional row has cut off.
 MERGES = {
-    pooling: ContextMerge(pooling=pooling)
-    for pooling in ("min_entropy", "entropy_weighted", "max", "mean")
+    "min_entropy": ContextMerge(),
+    "entropy_weighted": ContextMerge(pooling="entropy_weighted"),
+    "max": ContextMerge(pooling="max"),
+    "max_beta_0": ContextMerge(pooling="max", beta=0.0),
+    "mean": ContextMerge(pooling="mean"),
 }
 CONTEXTS = (1, 2, 4, 8, 16, 32)
 
@@ -85,10 +90,9 @@ class ManyContexts:
             "depths": list(self._depths),
             "trials": self._trials,
             "seed": self._seed,
-            "merge": {
-                name: value
-                for name, value in asdict(ContextMerge()).items()
-                if name not in ("pooling", "backend")
+            "merges": {
+                reader: {name: value for name, value in asdict(merge).items() if name != "backend"}
+                for reader, merge in MERGES.items()
             },
         }
 

@@ -168,11 +168,14 @@ def test_the_score_is_that_of_asking_the_library(tiny_model):
 
 def test_settings_say_how_nbce_merges():
     settings = task_of(contexts=(1, 3)).settings()
+    merge = ContextMerge()
     assert settings["contexts"] == [1, 3]
-    assert settings["merge"] == {
-        "beta": ContextMerge().beta,
-        "eta": ContextMerge().eta,
-        "top_p": ContextMerge().top_p,
+    assert settings["merges"].keys() == MERGES.keys()
+    assert settings["merges"]["max_beta_0"] == {
+        "beta": 0.0,
+        "eta": merge.eta,
+        "top_p": merge.top_p,
+        "pooling": "max",
         "renormalise_entropy": False,
     }
 
@@ -204,5 +207,6 @@ def test_nbce_finds_the_key_in_sixteen_contexts_where_the_concatenation_fails():
     assert len(found["min_entropy"]) == 15
     assert shares["min_entropy"] >= 0.9
     assert shares["concatenation"] == 0.0
+    assert shares["max_beta_0"] >= 0.9
     assert shares["mean"] < 0.5
     assert shares["max"] < 0.5
