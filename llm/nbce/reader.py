@@ -62,7 +62,8 @@ class NBCE:
 
     Any decoder-only model of transformers will do, plugged or not. Where its cache holds keys and
     values for each token, contexts are read once; where it holds something else (recurrent states),
-    they are read again with every question.
+    they are read again with every question. A frequency rule that depends on the length follows
+    the longest row of a batch, as everywhere under `plug`.
 
     Args:
         model: the model; it is run in evaluation mode and left in the mode it was in.
@@ -167,8 +168,8 @@ class NBCE:
 
         Args:
             questions: one question, or several that are answered as one batch.
-            contexts: what `encode` returned, or texts to encode first; what was encoded last by
-                default.
+            contexts: what `encode` returned, or texts to encode first, without a prefix; what was
+                encoded last by default.
             prior: weights of the contexts, such as a retriever's scores, (contexts,) or
                 (questions, contexts); a context of weight 0 is left out.
             max_new_tokens: the greatest length of an answer.

@@ -11,6 +11,7 @@ import transformers
 from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerFast
 
 from ropewalk.blocks.nbce import ContextMerge
+from ropewalk.llm import NBCE
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz .,:?!\n0123456789-'"
 PAD, BEGIN, END = 0, 1, 2
@@ -240,6 +241,25 @@ def tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture
 def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
     return character_tokenizer
+
+
+@pytest.fixture
+def reader(model, tokenizer) -> NBCE:
+    """Has read the three contexts."""
+    reader = NBCE(model, tokenizer, separator=SEPARATOR)
+    reader.encode(CONTEXTS, prefix=PREFIX)
+    return reader
+
+
+def states_of(encoded: Any) -> list[torch.Tensor]:
+    """All keys and values that are kept."""
+    kept = (encoded.kept.base, *encoded.kept.contexts)
+    return [part for layers in kept for layer in layers for part in layer]
+
+
+@pytest.fixture
+def states() -> Callable[..., list[torch.Tensor]]:
+    return states_of
 
 
 def ids(text: str) -> list[int]:

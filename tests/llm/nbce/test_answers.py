@@ -12,13 +12,6 @@ QUESTIONS = ["who sat?", "how many birds flew?"]
 END = 2
 
 
-@pytest.fixture
-def reader(model, tokenizer) -> NBCE:
-    reader = NBCE(model, tokenizer, separator="\n")
-    reader.encode(CONTEXTS, prefix="read: ")
-    return reader
-
-
 def spans_of(text: str, sources: list[int], tokens: list[int] | None = None, stop=()):
     """An answer of a byte tokenizer whose tokens have these sources."""
     tokenizer = ByT5Tokenizer(extra_ids=0)
