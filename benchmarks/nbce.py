@@ -25,10 +25,6 @@ QUESTIONS = (
     "The reason for this is ",
     "What is meant is ",
     "For example, ",
-    "It follows that ",
-    "The first of these ",
-    "On the other hand, ",
-    "See also: ",
 )
 
 Rows = list[list[list[int]]]
