@@ -13,8 +13,11 @@ From Python, with the names that the command line has as options:
     cli.py, commands.py   the command `ropewalk`
     request.py            what is asked for; plan.py: the work that follows from it
     runner.py             carries it out; run_file.py keeps the results, atomically
-    tasks/                perplexity, passkey: their samples and scores
-    report/               table, pictures, page
+    batches.py            samples as batches that fit, read in one of three ways, of which
+                          parallel_windows.py is one; logits.py computes no more than are scored
+    tasks/                perplexity, passkey, nbce: their samples and scores
+    report/               tables, pictures, page
+    ask/                  `ropewalk ask`: one answer from many files, with its sources
     default_model/        the bundled models, their text and how they were made
 
 Nothing is imported here, so that the command line answers at once.

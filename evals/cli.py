@@ -71,7 +71,7 @@ def run(arguments: list[str] | None = None) -> int:
         return _fail(message or "no command given; see ropewalk --help", 2)
     # The parser turns an interrupt into this exit code.
     if code == INTERRUPTED:
-        return _fail("stopped; the same command continues where it was", INTERRUPTED)
+        return _fail("stopped; the same command continues a run where it was", INTERRUPTED)
     return code if isinstance(code, int) else 0
 
 
@@ -162,7 +162,7 @@ def eval_command(
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
 ) -> None:
-    """Draws a run again: the table, perplexity.png, passkey.png and report.html."""
+    """Draws a run again: its tables, a picture for each task, and report.html."""
     from ropewalk.evals.commands import report_run
 
     report_run(run)

@@ -55,6 +55,10 @@ class Asking:
         self._device = choose_device(request.device)
         self._dtype = choose_dtype(request.dtype, self._device)
         self._source = open_model(request.model, trust_remote_code=request.trust_remote_code)
+        tokenizer = self._source.tokenizer
+        if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
+            # Many models have none. Padding is masked, so any token will do.
+            tokenizer.pad_token = tokenizer.eos_token
         self._variant = _resolve(request, self._source, self._texts)
 
     @property

@@ -74,6 +74,15 @@ class AskRequest:
         for question in self.questions:
             if not question.strip():
                 raise InputError(f"question {question!r} is empty; ask something")
+        for name, written in (
+            ("question", self.questions),
+            ("prefix", (self.prefix,)),
+            ("separator", (self.separator,)),
+            ("stop", self.stop),
+        ):
+            for text in written:
+                if any("\ud800" <= character <= "\udfff" for character in text):
+                    raise InputError(f"--{name} {text!r} is not UTF-8 text")
         if not self.contexts:
             raise InputError("no context; add --context FILE, or a folder of text files")
         for name, number in (

@@ -36,7 +36,7 @@ def show(answered: Answered, request: AskRequest, console: Console) -> None:
             console.print(_coloured(answer), soft_wrap=True)
         else:
             for span in answer.spans:
-                console.print(Text(f"[{span.name}] {printable(span.text)}"), soft_wrap=True)
+                console.print(Text(printable(f"[{span.name}] {span.text}")), soft_wrap=True)
         if coloured:
             console.print(_legend(answer, answered.lengths))
 
@@ -68,7 +68,9 @@ def as_json(answered: Answered, request: AskRequest) -> str:
             for answer in answered.answers
         ],
     }
-    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    # File names need not be text.
+    return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def _style(context: int) -> str:

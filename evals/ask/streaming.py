@@ -1,5 +1,6 @@
 """The answer in the terminal while it is written; it gives way to the one with its sources."""
 
+import unicodedata
 from types import TracebackType
 from typing import Any, Self
 
@@ -8,6 +9,9 @@ from rich.live import Live
 from rich.text import Text
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
+
+# Marks that change the direction of what follows them.
+TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 class LiveAnswer(BaseStreamer):
@@ -51,8 +55,11 @@ class LiveAnswer(BaseStreamer):
 
 
 def printable(text: str) -> str:
-    """The text without control characters, which would command the terminal."""
-    return "".join(
-        "\ufffd" if character not in "\n\t" and not character.isprintable() else character
-        for character in text
-    )
+    """The text without characters that would command the terminal or turn the text around."""
+    return "".join("\ufffd" if _commands(character) else character for character in text)
+
+
+def _commands(character: str) -> bool:
+    if character in "\n\t":
+        return False
+    return unicodedata.category(character) in ("Cc", "Cs") or character in TURNING

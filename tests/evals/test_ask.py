@@ -19,6 +19,7 @@ from ropewalk.evals.ask.request import AskRequest
 from ropewalk.evals.ask.show import show
 from ropewalk.evals.ask.streaming import LiveAnswer, printable
 from ropewalk.evals.errors import InputError
+from ropewalk.evals.models import open_model
 from ropewalk.llm import NBCE
 from ropewalk.llm.nbce import Answer, Span, Trace
 
@@ -139,6 +140,7 @@ def test_a_variant_reads_contexts_that_are_longer_than_trained(command, tmp_path
     [
         (("--context", "a.txt"), 'no question; add --question "…"'),
         (("--question", "?"), "no context; add --context FILE"),
+        (("--context", "a.txt", "--question", "\udcff"), r"--question '\udcff' is not UTF-8"),
         (("--context", "a.txt", "--question", " "), "question ' ' is empty"),
         (("--context", "none.txt", "--question", "?"), "context 'none.txt' does not exist"),
         (("--context", "empty.txt", "--question", "?"), "context 'empty.txt' is empty"),
@@ -295,6 +297,37 @@ def test_more_contexts_than_colours_and_rows():
 
 def test_an_answer_without_text_says_so():
     assert shown(answered([])) == "(empty answer)\n"
+
+
+def test_names_and_answers_of_any_characters(command, tmp_path):
+    files = write_pairs(tmp_path / "files", 2, seed=8)
+    odd = tmp_path / "files" / "odd\x1b[2J\n\udcff.txt"
+    (tmp_path / "files" / "0.txt").rename(odd)
+    key, value = next(iter(files[0].items()))
+    options = ("--context", "files", "--question", f"{key} = ", "--stop", r"\n")
+    code, out, _ = command(*options)
+    assert (code, out) == (0, f"[odd\ufffd[2J\n\ufffd.txt] {value}\n")
+    code, out, _ = command(*options, "--json", "-")
+    assert code == 0
+    assert json.loads(out)["answers"][0]["spans"][0]["name"] == "odd\x1b[2J\n?.txt"
+    assert printable("60\u00a0km\u3000👩\u200d🔬") == "60\u00a0km\u3000👩\u200d🔬"
+
+
+def test_a_model_without_a_padding_token_is_asked_all_the_same(command, tmp_path, monkeypatch):
+    from ropewalk.evals.ask import answering
+
+    def without_padding(name, **options):
+        source = open_model(name, **options)
+        source.tokenizer.pad_token = None
+        return source
+
+    monkeypatch.setattr(answering, "open_model", without_padding)
+    files = write_pairs(tmp_path / "files", 3, seed=9)
+    key, value = next(iter(files[2].items()))
+    shorter = tmp_path / "files" / "0.txt"
+    shorter.write_text("".join(shorter.read_text().splitlines(keepends=True)[:7]))
+    code, out, _ = command("--context", "files", "--question", f"{key} = ", "--stop", r"\n")
+    assert (code, out) == (0, f"[2.txt] {value}\n")
 
 
 def test_an_answer_cannot_command_the_terminal():

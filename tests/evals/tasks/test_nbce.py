@@ -94,6 +94,24 @@ def test_what_the_model_expects_first_stands_once_in_every_sequence():
         assert sample.lengths() == [len(sequence) for sequence in sequences]
 
 
+def test_a_tokenizer_that_begins_texts_and_merges_spaces(merging_tokenizer):
+    from tokenizers.processors import TemplateProcessing
+
+    first = merging_tokenizer.convert_tokens_to_ids("~")
+    merging_tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="~ $A", special_tokens=[("~", first)]
+    )
+    task = ManyContexts(merging_tokenizer, context_length=300, trials=1)
+    for sample in task.samples(4 * 300):
+        assert sample.prefix.tolist() == [first]
+        assert sample.scored == 5
+        answer = sample.about["answer"]
+        assert merging_tokenizer.decode(sample.tokens[-5:]) == f" {answer}"
+        for context in sample.contexts:
+            assert first not in context
+            assert 300 - LONGEST_PIECE < len(context) + 1 <= 300
+
+
 def logits_of(sample, sure):
     """One context is surer of the answer than the others are of something else."""
     answer = torch.from_numpy(sample.tokens[-5:])

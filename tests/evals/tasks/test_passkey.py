@@ -12,21 +12,6 @@ TOKENIZER = ByT5Tokenizer(extra_ids=0)
 LONGEST_PIECE = max(map(len, passkey_prompt.FILLER_SENTENCES))
 
 
-def merging_tokenizer():
-    """Merges a digit with the space before it, as byte-pair tokenizers of the GPT-2 kind do."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    pieces = [chr(code) for code in range(32, 127)] + ["\n"]
-    words = {piece: number for number, piece in enumerate([*pieces, *(f" {d}" for d in range(10))])}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="!"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?\d|[\s\S]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="!", clean_up_tokenization_spaces=False
-    )
-
-
 @pytest.mark.parametrize("length", [280, 320, 511, 512, 1000, 4096])
 def test_prompts_fill_the_length_up_to_one_sentence(length):
     for sample in Passkey(TOKENIZER, trials=1).samples(length):
@@ -78,11 +63,10 @@ def test_an_answer_counts_only_if_every_token_is_the_arg_max():
     assert measured["written"] == sample.about["answer"][:3] + "x"
 
 
-def test_a_digit_merged_with_its_space_belongs_to_the_answer():
-    tokenizer = merging_tokenizer()
-    for sample in Passkey(tokenizer, trials=1).samples(400):
+def test_a_digit_merged_with_its_space_belongs_to_the_answer(merging_tokenizer):
+    for sample in Passkey(merging_tokenizer, trials=1).samples(400):
         assert sample.scored == 5
-        assert tokenizer.decode(sample.tokens[-5:]) == " " + sample.about["answer"]
+        assert merging_tokenizer.decode(sample.tokens[-5:]) == " " + sample.about["answer"]
         assert 400 - LONGEST_PIECE < len(sample.tokens) <= 400
 
 
