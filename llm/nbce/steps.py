@@ -43,7 +43,7 @@ class Steps:
         )
         self._first = True
         if "cache_position" in _PREPARE and self._kwargs.get("cache_position") is None:
-            # Until 5.2, the loop told the model where in the cache the tokens belong.
+            # Earlier versions told the model where in the cache the tokens belong.
             count = self._new or tokens.shape[1]
             self._kwargs["cache_position"] = torch.arange(past, past + count, device=tokens.device)
 
