@@ -19,7 +19,12 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from ropewalk.blocks.nbce import ContextMerge, MergeState
-from ropewalk.llm.nbce.generation_checks import filled_up, refuse_generation, refuse_rows
+from ropewalk.llm.nbce.generation_checks import (
+    filled_up,
+    refuse_generation,
+    refuse_no_numbers,
+    refuse_rows,
+)
 from ropewalk.llm.nbce.steps import Steps
 from ropewalk.llm.nbce.validation import check_merge, weights_of
 
@@ -101,7 +106,8 @@ class MergedDecoding:
 
         Raises:
             ValueError: rows that are no multiple of contexts + 1, or a way of decoding that cannot
-                be had with merged distributions; nothing has been computed then.
+                be had with merged distributions, and nothing has been computed then; or a model
+                whose first logits are NaN.
         """
         refuse_generation(model, generation_config)
         questions = refuse_rows(input_ids, self.contexts, self.prior)
@@ -163,6 +169,8 @@ class MergedDecoding:
         return adapted
 
     def _merge(self, logits: Float[Tensor, "rows vocabulary"], questions: int) -> Tensor:
+        if not self._states:
+            refuse_no_numbers(logits)
         grouped = logits.view(questions, self.contexts + 1, -1)
         previous = self._states[-1] if self._states else None
         prior = None if self.prior is None else self.prior.to(logits.device)

@@ -139,6 +139,21 @@ def refuse_rows(input_ids: Tensor, contexts: int, prior: Tensor | None) -> int:
     return questions
 
 
+def refuse_no_numbers(logits: Tensor) -> None:
+    """Logits that are NaN, which merging would take for tokens that were cut.
+
+    Raises:
+        ValueError: says in which rows.
+    """
+    rows = logits.isnan().any(dim=-1).nonzero().flatten().tolist()
+    if rows:
+        raise ValueError(
+            f"the model's logits are NaN in {len(rows)} of {logits.shape[0]} rows, the first of "
+            f'them row {rows[0]}; run it in another dtype, or with attn_implementation="sdpa" if '
+            "padded rows are the ones"
+        )
+
+
 def filled_up(prompts: Sequence[Sequence[int]], questions: int, like: Tensor) -> Tensor:
     """Prompts as one tensor, filled up on the left with their own first token.
 

@@ -308,3 +308,10 @@ def test_prompts_must_fit(decode):
 def test_there_is_no_trace_before_the_first_call():
     with pytest.raises(ValueError, match="nothing has been generated yet"):
         _ = MergedDecoding(ContextMerge(), contexts=3).chosen
+
+
+def test_a_model_that_computes_no_numbers_is_noticed(model, decode):
+    decode()
+    model.lm_head.weight.data[7] = float("nan")
+    with pytest.raises(ValueError, match="NaN in 8 of 8 rows, the first of them row 0"):
+        decode()

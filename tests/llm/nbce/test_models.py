@@ -13,7 +13,16 @@ CONTEXTS = ["the cat sat on a mat.", "a dog", "no, 42 birds flew away!"]
 PREFIX = "read: "
 QUESTIONS = ["who sat?", "how many birds flew?"]
 # Eager attention takes its softmax in float32, and experts multiply in float32 at most.
-FLOAT32 = ("deepseek-v3", "gpt2 eager", "llama eager", "bloom", "mpt", "falcon-alibi", "qwen3-next")
+FLOAT32 = (
+    "gemma2",
+    "deepseek-v3",
+    "gpt2 eager",
+    "llama eager",
+    "bloom",
+    "mpt",
+    "falcon-alibi",
+    "qwen3-next",
+)
 CUT = (
     "llama",
     "llama eager",
