@@ -1,5 +1,6 @@
 """Every scheme of positions and every kind of cache: answers are those of the loop."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -43,7 +44,7 @@ CUT = (
 
 
 @pytest.mark.parametrize("name", CUT)
-def test_contexts_are_read_once(make_model, tokenizer, loop, same, name):
+def test_contexts_are_read_once(make_model, tokenizer, loop, same, recorder, name):
     family, _, attention = name.partition(" ")
     model = make_model(family, **({"attn_implementation": attention} if attention else {}))
     if name in FLOAT32:
@@ -51,13 +52,17 @@ def test_contexts_are_read_once(make_model, tokenizer, loop, same, name):
     asked = NBCE(model, tokenizer, separator="\n")
     encoded = asked.encode(CONTEXTS, prefix=PREFIX)
     assert encoded.reusable
-    for question, answer in zip(QUESTIONS, asked.ask(QUESTIONS, max_new_tokens=8), strict=True):
-        same(answer, loop(model, question))
+    answers = asked.ask(QUESTIONS, max_new_tokens=8, logits_processor=[recorder])
+    for place, (question, answer) in enumerate(zip(QUESTIONS, answers, strict=True)):
+        told = loop(model, question)
+        same(answer, told)
+        for scores, expected in zip(recorder.scores, told.log_probs, strict=False):
+            np.testing.assert_allclose(scores[place].exp(), np.exp(expected), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["mamba", "qwen3-next"])
 def test_models_with_a_state_read_contexts_with_every_question(
-    make_model, tokenizer, loop, same, name
+    make_model, tokenizer, loop, same, recorder, name
 ):
     model = make_model(name)
     if name in FLOAT32:
@@ -66,8 +71,12 @@ def test_models_with_a_state_read_contexts_with_every_question(
     encoded = asked.encode(CONTEXTS, prefix=PREFIX)
     assert not encoded.reusable
     assert encoded.nbytes == 0
-    for question, answer in zip(QUESTIONS, asked.ask(QUESTIONS, max_new_tokens=8), strict=True):
-        same(answer, loop(model, question))
+    answers = asked.ask(QUESTIONS, max_new_tokens=8, logits_processor=[recorder])
+    for place, (question, answer) in enumerate(zip(QUESTIONS, answers, strict=True)):
+        told = loop(model, question)
+        same(answer, told)
+        for scores, expected in zip(recorder.scores, told.log_probs, strict=False):
+            np.testing.assert_allclose(scores[place].exp(), np.exp(expected), atol=1e-5)
 
 
 def test_a_model_that_reads_padding_is_refused(make_model, tokenizer):
