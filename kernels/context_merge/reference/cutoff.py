@@ -8,7 +8,8 @@ so the most likely one always is, and equal ones are kept or dropped together. A
 falls, so the threshold is bracketed by halving the distance between a bound below it and the
 largest probability, on a logarithmic scale; each step is one masked sum. What is left inside the
 bracket is sorted once it is few. Probabilities below (1 − top_p) / vocabulary are too little
-together to be kept, which is the bound that the search starts from.
+together to be kept, so that only those above need to be looked at: of a language model's
+vocabulary, few.
 """
 
 import torch
@@ -24,6 +25,14 @@ BOUND_SLACK = 0.5
 BOUND_HOLDS = 0.999
 
 
+def lower_bound(top_p: float, vocabulary: int, dtype: torch.dtype) -> float:
+    """A probability that the smallest kept one is above."""
+    tiny = torch.finfo(dtype).tiny
+    if top_p >= BOUND_HOLDS:
+        return tiny
+    return max(tiny, (1.0 - top_p) / vocabulary * BOUND_SLACK)
+
+
 def smallest_kept(
     probabilities: Float[Tensor, "*rows vocabulary"], top_p: float
 ) -> Float[Tensor, "*rows 1"]:
@@ -32,16 +41,25 @@ def smallest_kept(
     if vocabulary <= FEW:
         return _by_sorting(probabilities, top_p)
     rows = probabilities.reshape(-1, vocabulary)
-    found = [_by_search(row, top_p) for row in rows]
+    low = lower_bound(top_p, vocabulary, rows.dtype)
+    found = [smallest_of(row, top_p, low) for row in rows]
     return torch.cat([rows.new_empty(0), *found]).view(*probabilities.shape[:-1], 1)
 
 
-def _by_search(row: Float[Tensor, " vocabulary"], top_p: float) -> Float[Tensor, " 1"]:
+def smallest_of(
+    candidates: Float[Tensor, " columns"], top_p: float, low: float
+) -> Float[Tensor, " 1"]:
+    """The smallest probability of a row that top-p keeps.
+
+    Args:
+        candidates: the row's probabilities; those up to `low` may be left out.
+        top_p: below 1.
+        low: from `lower_bound`.
+    """
     # The threshold is one of `candidates` in (low, high], and `wanted` of the mass is left to them.
-    candidates, wanted, high = row, top_p, row.max().item()
-    low = torch.finfo(row.dtype).tiny
-    if top_p < BOUND_HOLDS:
-        low = max(low, (1.0 - top_p) / len(row) * BOUND_SLACK)
+    wanted, high = top_p, candidates.max().item()
+    if not high > low:  # a row of NaN
+        return candidates.new_full((1,), float("nan"))
     while len(candidates) > FEW:
         above = 0.0
         for _ in range(HALVINGS):
@@ -51,10 +69,10 @@ def _by_search(row: Float[Tensor, " vocabulary"], top_p: float) -> Float[Tensor,
                 high, above = middle, mass
             else:
                 low = middle
-        larger = candidates[candidates > low]
-        candidates = larger[larger <= high]
-        if len(candidates) == 0:  # which only rounding of the sums can lead to
-            return larger.min()[None]
+        inside = candidates[(candidates > low) & (candidates <= high)]
+        if len(inside) == 0:  # which only rounding of the sums can lead to
+            return candidates[candidates > low].min()[None]
+        candidates = inside
         wanted -= above
         # From here on the bracket ends at values that there are, so that halvings leave some out.
         least, most = candidates.aminmax()

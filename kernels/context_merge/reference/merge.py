@@ -72,6 +72,6 @@ def truncated_unconditional(problem: Problem, alone: RowStatistics) -> LogProbs:
 def combined(problem: Problem, pooled: LogProbs, unconditional: LogProbs) -> LogProbs:
     """(1 + β) pooled − β unconditional, and pooled alone where the latter is cut."""
     subtracted = (1.0 + problem.beta) * pooled - problem.beta * unconditional
-    merged = torch.where(unconditional > NOTHING, subtracted, pooled)
+    merged = torch.where(unconditional == NOTHING, pooled, subtracted)
     # Under β = −1 the pooled row says nothing but which tokens there are.
-    return torch.where(pooled > NOTHING, merged, NOTHING)
+    return torch.where(pooled == NOTHING, NOTHING, merged)

@@ -1,8 +1,10 @@
 """What is known of each row of logits before rows are merged.
 
+A row with a NaN is NaN: comparisons are so written that it is not dropped.
 Rows are taken a few at a time, as many as stay in a processor's cache.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -10,9 +12,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ropewalk.kernels.context_merge.problem import Problem, statistics_dtype
-from ropewalk.kernels.context_merge.reference.cutoff import smallest_kept
+from ropewalk.kernels.context_merge.reference.cutoff import (
+    FEW,
+    lower_bound,
+    smallest_kept,
+    smallest_of,
+)
 
 AT_ONCE = 2**17  # logits
+FEW_OF = 4  # a share of a row up to 1 / FEW_OF is few
+# A probability may round to less than the bound that its logarithm was above.
+BELOW = 0.999
 
 
 class RowStatistics(NamedTuple):
@@ -70,8 +80,8 @@ def truncated(
     cutoff: Float[Tensor, "*rows"],
 ) -> Float[Tensor, "*rows vocabulary"]:
     """Normalised rows, −inf where a token is not kept."""
-    kept = logits >= cutoff[..., None]
-    return log_probabilities(logits, logsumexp).masked_fill(~kept, float("-inf"))
+    dropped = logits < cutoff[..., None]
+    return log_probabilities(logits, logsumexp).masked_fill(dropped, float("-inf"))
 
 
 def _of_block(
@@ -79,16 +89,52 @@ def _of_block(
 ) -> RowStatistics:
     logits = logits.to(statistics_dtype(logits))
     logsumexp = logits.logsumexp(-1)
+    if top_p < 1.0 and logits.shape[-1] > FEW:
+        found = [
+            _of_long_row(*row, top_p, renormalise)
+            for row in zip(logits.flatten(0, 1), logsumexp.flatten(), strict=True)
+        ]
+        cutoff, entropy = (
+            torch.stack([logsumexp.new_empty(2), *found])[1:].view(*logsumexp.shape, 2).unbind(-1)
+        )
+        return RowStatistics(logsumexp, cutoff, entropy)
     log_probs = log_probabilities(logits, logsumexp)
     probs = log_probs.exp()
     # 0 · ln 0 is 0.
     terms = probs * log_probs.clamp_min(torch.finfo(log_probs.dtype).min)
     if top_p == 1.0:
         return RowStatistics(logsumexp, torch.full_like(logsumexp, float("-inf")), -terms.sum(-1))
-    kept = probs >= smallest_kept(probs, top_p)
-    cutoff = logits.masked_fill(~kept, float("inf")).amin(-1)
-    entropy = -terms.masked_fill(~kept, 0.0).sum(-1)
+    dropped = probs < smallest_kept(probs, top_p)
+    cutoff = logits.masked_fill(dropped, float("inf")).amin(-1)
+    entropy = -terms.masked_fill(dropped, 0.0).sum(-1)
     if renormalise:
-        mass = probs.masked_fill(~kept, 0.0).sum(-1)
-        entropy = entropy / mass + mass.log()
+        entropy = _renormalised(entropy, probs.masked_fill(dropped, 0.0).sum(-1))
     return RowStatistics(logsumexp, cutoff, entropy)
+
+
+def _of_long_row(
+    logits: Float[Tensor, " vocabulary"],
+    logsumexp: Float[Tensor, ""],
+    top_p: float,
+    renormalise: bool,
+) -> Float[Tensor, " 2"]:
+    """Cutoff and entropy of one row, from those of its logits that may be kept."""
+    low = lower_bound(top_p, len(logits), logits.dtype)
+    likely = logits > logsumexp + math.log(low)
+    # To pick out a few takes less time than what follows would take with all, but not most of them.
+    if likely.sum() < len(logits) // FEW_OF:
+        logits = logits[likely]
+    if len(logits) == 0:  # a row of NaN
+        return logsumexp.new_full((2,), float("nan"))
+    log_probs = logits - logsumexp
+    probs = log_probs.exp()
+    dropped = probs < smallest_of(probs, top_p, low * BELOW)
+    entropy = -(probs * log_probs).masked_fill(dropped, 0.0).sum()
+    if renormalise:
+        entropy = _renormalised(entropy, probs.masked_fill(dropped, 0.0).sum())
+    return torch.stack([logits.masked_fill(dropped, float("inf")).min(), entropy])
+
+
+def _renormalised(entropy: Tensor, mass: Tensor) -> Tensor:
+    """That of p / mass, from −Σ p ln p."""
+    return entropy / mass + mass.log()

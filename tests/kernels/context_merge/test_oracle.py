@@ -106,6 +106,18 @@ def test_search_of_large_vocabularies(make_case, merge_oracle, scale, top_p):
     check(make_case((1,), 2, 20011, scale=scale, dtype=torch.float64, top_p=top_p), merge_oracle)
 
 
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("vocabulary", [11, 5000])
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+def test_nan_is_not_hidden(make_case, pooling, vocabulary, top_p):
+    for row in ("logits", "unconditional"):
+        case = make_case((2,), 3, vocabulary, pooling=pooling, top_p=top_p)
+        (case.logits[0, 1] if row == "logits" else case.unconditional[0])[5] = math.nan
+        merged = context_merge(case.logits, case.unconditional, **case.options)
+        assert merged.log_probs[0].isnan().any()
+        assert not merged.log_probs[1].isnan().any()
+
+
 def hangs_on_rounding(case):
     """Whether a cut falls just where top-p ends, or two contexts score the same."""
     rows = torch.cat([case.logits, case.unconditional[:, None]], dim=1).softmax(-1)
