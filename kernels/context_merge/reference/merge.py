@@ -38,7 +38,8 @@ def scores_of(problem: Problem, entropy: Scores) -> Scores:
         again = problem.previous[:, None] == places
         scores = torch.where(again, scores - problem.eta, scores)
     if problem.log_prior is not None:
-        scores = scores - problem.log_prior
+        excluded = problem.log_prior == NOTHING
+        scores = (scores - problem.log_prior).masked_fill(excluded, float("inf"))
     return scores
 
 

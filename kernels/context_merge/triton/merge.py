@@ -28,10 +28,14 @@ NOTHING = tl.constexpr(float("-inf"))
 
 @triton.jit
 def normalised(start, step, about, columns, inside):
-    """(ln p of a row's columns, which of them are kept); `about` is the row's line of `rows`."""
+    """(ln p of a row's columns, which of them are kept); `about` is the row's line of `rows`.
+
+    What is not below the threshold is kept, so that a row of NaN stays one.
+    """
     x = load_logits(start, step, columns, inside)
     log_probability = x - tl.load(about) - tl.load(about + 1)
-    return log_probability, (x >= tl.load(about + 2)) & inside
+    below = x < tl.load(about + 2)
+    return log_probability, (below == 0) & inside
 
 
 @triton.jit
@@ -40,7 +44,7 @@ def store_merged(merged, part, pooled, unconditional, columns, inside, beta, WIT
     if WITHOUT:
         # Where either is −∞ nothing is taken off: β = −1 takes nothing of the pooled row but which
         # tokens there are.
-        both = (unconditional > NOTHING) & (pooled != NOTHING)
+        both = (unconditional != NOTHING) & (pooled != NOTHING)
         off = (1.0 + beta) * tl.where(both, pooled, 0.0) - beta * tl.where(both, unconditional, 0.0)
         value = tl.where(both, off, pooled)
     else:

@@ -31,8 +31,9 @@ def context_scores(
 
 @triton.jit
 def first_of_least(score, contexts, CONTEXTS: tl.constexpr):
-    """The context of least score, the first of equals; the last where no score is a number."""
+    """The context of least score, the first of equals; NaN is less than all, as in torch."""
     context = tl.arange(0, CONTEXTS)
+    score = tl.where(score == score, score, float("-inf"))
     least = tl.min(score, axis=0)
     place = tl.min(tl.where((score == least) & (context < contexts), context, CONTEXTS), axis=0)
     return tl.minimum(place, contexts - 1)

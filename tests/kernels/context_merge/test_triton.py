@@ -237,6 +237,17 @@ def test_what_is_no_number_shows(place, make_case, kernel_device):
     assert found.log_probs.isnan().all()
 
 
+@pytest.mark.filterwarnings("ignore:All-NaN slice", "ignore:invalid value")
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("row", ["logits", "unconditional"])
+def test_one_row_of_no_number_shows(row, pooling, make_case, kernel_device):
+    case = make_case((2,), 3, 30, device=kernel_device, pooling=pooling)
+    (case.logits[0, 1] if row == "logits" else case.unconditional[0])[7] = torch.nan
+    found = context_merge(case.logits, case.unconditional, backend="triton", **case.options)
+    assert found.log_probs[0].isnan().any()
+    assert not found.log_probs[1].isnan().any()
+
+
 @settings(
     max_examples=10, deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much],
