@@ -75,7 +75,7 @@ class NBCEWorkload:
         self.model, self.tokenizer, text = _model_and_text(asked.device)
         size = asked.context_bytes
         self.contexts = [text[i * size : (i + 1) * size] for i in range(asked.contexts)]
-        self.questions = list(QUESTIONS[: asked.questions])
+        self.questions: list[str] = list(QUESTIONS[: asked.questions])
         self._ways: dict[str, Callable[[], Answers]] = {}
 
     @property
