@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ropewalk.evals.errors import InputError
 from ropewalk.evals.options import Threads, TrustRemoteCode, numbers, set_threads
 
 
@@ -90,6 +91,8 @@ def ask(
         trust_remote_code=trust_remote_code,
     )
     request.check()
+    if json is not None and json != STANDARD_OUTPUT:
+        _make_folder(json.parent)
     set_threads(threads)
     from ropewalk.evals.ask.answering import Asking
     from ropewalk.evals.ask.show import as_json, show
@@ -107,9 +110,16 @@ def ask(
         sys.stdout.write(as_json(answered, request))
         return
     if json is not None:
-        json.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(json, as_json(answered, request))
     show(answered, request, console)
+
+
+def _make_folder(folder: Path) -> None:
+    """Before an answer is worked out that could not be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--json: folder {str(folder)!r} cannot be made: {error}") from error
 
 
 def _line_breaks(text: str) -> str:

@@ -36,8 +36,8 @@ from ropewalk.llm.tokens import prefix_tokens
 NAIVE_BAYES = "naive_bayes"
 # Name of the reader of each reading that has only one.
 READERS: dict[Reading, str] = {"joined": "concatenation", "windows": "parallel_windows"}
-# The maximum is shown with β = 0 as well, because β is what it fails by: −β ln p(T) raises the
-# second-best guesses of any context over a right answer that the unconditional row has cut off.
+# The maximum is shown with β = 0 as well, because it fails by β and the cut together: −β ln p(T)
+# raises second guesses of any context over a right answer that the unconditional row has cut off.
 MERGES = {
     "min_entropy": ContextMerge(),
     "entropy_weighted": ContextMerge(pooling="entropy_weighted"),

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from ropewalk.blocks.nbce import ContextMerge
 from ropewalk.evals import cli
+from ropewalk.evals.ask import answering
 from ropewalk.evals.ask.answering import Answered, Asking
 from ropewalk.evals.ask.contexts import read_contexts
 from ropewalk.evals.ask.request import AskRequest
@@ -75,6 +76,20 @@ def test_one_question_about_named_files_is_one_line(command, tmp_path):
     contexts = [part for n in range(3) for part in ("--context", f"files/{n}.txt")]
     code, out, _ = command(*contexts, "--question", f"{key} = ", "--stop", r"\n")
     assert (code, out) == (0, f"[2.txt] {value}\n")
+
+
+def test_a_folder_that_cannot_be_made_is_said_before_anything_is_asked(command, monkeypatch):
+    def fail(*_, **__):
+        raise OSError("no such device")
+
+    Path("a.txt").write_text("some text")
+    monkeypatch.setattr(Path, "mkdir", fail)
+    monkeypatch.setattr(answering, "Asking", None)  # is not reached
+    code, _, error = command(
+        "--context", "a.txt", "--question", "Who?", "--json", "far/away/a.json"
+    )
+    assert code == 2
+    assert "--json: folder 'far/away' cannot be made: no such device" in error
 
 
 def test_json_holds_what_the_library_says(command, tmp_path):
