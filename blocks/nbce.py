@@ -32,7 +32,7 @@ from ropewalk.kernels.context_merge import (
     context_merge,
     pool_with,
 )
-from ropewalk.kernels.context_merge.validation import check_options
+from ropewalk.kernels.context_merge.validation import check_options, check_tensors
 
 
 class MergeState(NamedTuple):
@@ -59,7 +59,8 @@ class ContextMerge:
             so that an answer does not hop between contexts.
         top_p: each row is cut to its most likely tokens that hold this share, before anything else;
             in (0, 1], 1 keeps all.
-        pooling: "min_entropy", "mean", "max", "entropy_weighted" (see
+        pooling: "min_entropy", the one for answers that stand in one context, "mean", "max", which
+            wants beta=0, or "entropy_weighted" (see
             `ropewalk.kernels.context_merge.context_merge` for their formulas), or a function from
             truncated log-probabilities (*questions, contexts, vocabulary), −∞ where dropped, and
             entropies (*questions, contexts) to (*questions, vocabulary), normalised or not.
@@ -168,6 +169,13 @@ class ContextMerge:
             raise TypeError(
                 "previous: expected the MergeState of the step before or None, got "
                 f"{type(previous).__name__}"
+            )
+        check_tensors(log_probs, unconditional, called="log_probs")
+        contexts = log_probs.shape[-2]
+        if previous is not None and previous.entropies.shape[-1] != contexts:
+            raise ValueError(
+                f"previous: expected the state of {contexts} contexts, got one of "
+                f"{previous.entropies.shape[-1]}; start anew with None where the contexts change"
             )
         if prior is not None and callable(self.pooling):
             raise ValueError(

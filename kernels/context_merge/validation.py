@@ -10,35 +10,35 @@ from ropewalk.kernels.context_merge.problem import POOLINGS
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def check_tensors(logits: Tensor, unconditional: Tensor) -> None:
-    """Kinds, ranks, sizes, dtypes and devices of both."""
-    for name, x in (("logits", logits), ("unconditional", unconditional)):
+def check_tensors(logits: Tensor, unconditional: Tensor, *, called: str = "logits") -> None:
+    """Kinds, ranks, sizes, dtypes and devices of both; the first is `called` so by the caller."""
+    for name, x in ((called, logits), ("unconditional", unconditional)):
         if not isinstance(x, Tensor):
             raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
         if x.dtype not in DTYPES:
             raise ValueError(f"{name}: expected a floating-point dtype, got {x.dtype}")
     if logits.ndim < 2:
         raise ValueError(
-            f"logits: expected (..., contexts, vocabulary), got {tuple(logits.shape)}; a single "
-            "context needs a dimension of its own, logits[None]"
+            f"{called}: expected (..., contexts, vocabulary), got {tuple(logits.shape)}; a single "
+            f"context needs a dimension of its own, {called}[None]"
         )
     if logits.shape[-2] == 0:
         raise ValueError(
-            f"logits: expected at least one context, got {tuple(logits.shape)}; without any, "
+            f"{called}: expected at least one context, got {tuple(logits.shape)}; without any, "
             "`unconditional` is the answer"
         )
     if logits.shape[-1] == 0:
-        raise ValueError(f"logits: expected a vocabulary, got {tuple(logits.shape)}")
+        raise ValueError(f"{called}: expected a vocabulary, got {tuple(logits.shape)}")
     shape = (*logits.shape[:-2], logits.shape[-1])
     if unconditional.shape != shape:
         raise ValueError(
-            f"unconditional: expected {tuple(shape)}, that of logits without its contexts, got "
+            f"unconditional: expected {tuple(shape)}, that of {called} without its contexts, got "
             f"{tuple(unconditional.shape)}"
         )
     if unconditional.dtype != logits.dtype or unconditional.device != logits.device:
         raise ValueError(
-            f"unconditional: expected {logits.dtype} on {logits.device} as logits is, got "
-            f"{unconditional.dtype} on {unconditional.device}; use .to(logits)"
+            f"unconditional: expected {logits.dtype} on {logits.device} as {called} is, got "
+            f"{unconditional.dtype} on {unconditional.device}; use .to({called})"
         )
 
 

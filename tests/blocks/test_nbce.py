@@ -236,10 +236,13 @@ def test_refused_settings(error, message, options):
 
 def test_refused_steps():
     merge, conditional, unconditional = ContextMerge(), rows(2, 3, 30), rows(2, 30)
-    with pytest.raises(ValueError, match="logits: expected at least one context"):
+    with pytest.raises(ValueError, match="log_probs: expected at least one context"):
         merge.merge(conditional[:, :0], unconditional)
     with pytest.raises(TypeError, match="previous: expected the MergeState of the step before"):
         merge.merge(conditional, unconditional, torch.zeros(2))
+    _, stale = merge.merge(rows(2, 5, 30), unconditional)
+    with pytest.raises(ValueError, match="previous: expected the state of 3 contexts, got one of"):
+        merge.merge(conditional, unconditional, stale)
     with pytest.raises(ValueError, match="prior: expected floating-point weights"):
         merge.merge(conditional, unconditional, prior=[1.0, 2.0])
     with pytest.raises(ValueError, match="scale: expected at least 0, got -1"):
