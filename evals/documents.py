@@ -69,16 +69,35 @@ def read_texts(paths: Sequence[Path]) -> list[Document]:
 
 def texts_in_folder(folder: Path) -> list[tuple[str, str]]:
     """Path inside the folder and text of its files, sorted; hidden and binary ones left out."""
-    texts = []
-    for item in sorted(item for item in folder.rglob("*") if item.is_file()):
+    return read_folder(folder)[0]
+
+
+def read_folder(folder: Path) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """What is in a folder and in those inside it, sorted by path.
+
+    Returns:
+        Path inside the folder and text of the files, and path and reason of what is left out.
+    """
+    texts: list[tuple[str, str]] = []
+    skipped: list[tuple[str, str]] = []
+    for item in sorted(folder.rglob("*")):
         relative = item.relative_to(folder)
-        if any(part.startswith(".") for part in relative.parts):
-            continue
-        try:
-            texts.append((relative.as_posix(), item.read_text(encoding="utf-8-sig")))
-        except (UnicodeDecodeError, OSError):
-            continue
-    return texts
+        name = relative.as_posix()
+        if item.is_dir():
+            if item.is_symlink():
+                skipped.append((name, "a link to a folder"))
+        elif any(part.startswith(".") for part in relative.parts):
+            skipped.append((name, "hidden"))
+        elif not item.is_file():
+            skipped.append((name, "no file"))
+        else:
+            try:
+                texts.append((name, item.read_text(encoding="utf-8-sig")))
+            except UnicodeDecodeError:
+                skipped.append((name, "not UTF-8 text"))
+            except OSError as error:
+                skipped.append((name, f"cannot be read: {error.strerror}"))
+    return texts, skipped
 
 
 def encode(tokenizer: Any, text: str) -> tuple[np.ndarray, np.ndarray]:

@@ -50,7 +50,7 @@ class Asking:
     """
 
     def __init__(self, request: AskRequest) -> None:
-        self._texts = request.check()
+        self._contexts = request.check()
         self._request = request
         self._device = choose_device(request.device)
         self._dtype = choose_dtype(request.dtype, self._device)
@@ -59,7 +59,7 @@ class Asking:
         if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
             # Many models have none. Padding is masked, so any token will do.
             tokenizer.pad_token = tokenizer.eos_token
-        self._variant = _resolve(request, self._source, self._texts)
+        self._variant = _resolve(request, self._source, self._contexts.texts)
 
     @property
     def tokenizer(self) -> Any:
@@ -89,7 +89,7 @@ class Asking:
                     separator=request.separator,
                     max_length=self._max_length(),
                 )
-                encoded = reader.encode(self._texts, request.prefix)
+                encoded = reader.encode(self._contexts.texts, request.prefix)
                 answers = reader.ask(
                     list(request.questions),
                     prior=list(request.prior) or None,

@@ -15,13 +15,16 @@ def ask(
         list[Path] | None, typer.Option(help="Text file or folder of them; each is read apart.")
     ] = None,
     question: Annotated[
-        list[str] | None, typer.Option(help="Asked of all contexts at once; may be repeated.")
+        list[str] | None,
+        typer.Option(help=r"Asked of all contexts at once; may be repeated; \n is a line break."),
     ] = None,
     model: Annotated[str, typer.Option(help="Bundled name, folder or hub id.")] = "default",
     variant: Annotated[
         str, typer.Option(help="Reads longer contexts; see `ropewalk variants`.")
     ] = "rope",
-    prefix: Annotated[str, typer.Option(help="Stands before every context.")] = "",
+    prefix: Annotated[
+        str, typer.Option(help=r"Stands before every context; \n is a line break.")
+    ] = "",
     separator: Annotated[
         str, typer.Option(help=r"Stands between context and question; \n is a line break.")
     ] = r"\n\n",
@@ -72,10 +75,10 @@ def ask(
 
     request = AskRequest(
         contexts=tuple(context or ()),
-        questions=tuple(question or ()),
+        questions=tuple(map(_line_breaks, question or ())),
         model=model,
         variant=variant,
-        prefix=prefix,
+        prefix=_line_breaks(prefix),
         separator=_line_breaks(separator),
         stop=tuple(map(_line_breaks, stop or ())),
         max_new_tokens=max_new_tokens,
@@ -90,7 +93,8 @@ def ask(
         device=device,
         trust_remote_code=trust_remote_code,
     )
-    request.check()
+    for note in request.check().notes():
+        sys.stderr.write(f"ropewalk: {note}\n")
     if json is not None and json != STANDARD_OUTPUT:
         _make_folder(json.parent)
     set_threads(threads)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import cast
 
 from ropewalk.blocks.nbce import ContextMerge
-from ropewalk.evals.ask.contexts import read_contexts
+from ropewalk.evals.ask.contexts import Contexts, read_contexts
 from ropewalk.evals.errors import InputError, one_line
 from ropewalk.evals.request import split_variant
 from ropewalk.evals.run_file import check_out
@@ -60,11 +60,11 @@ class AskRequest:
     device: str = "auto"
     trust_remote_code: bool = False
 
-    def check(self) -> dict[str, str]:
+    def check(self) -> Contexts:
         """Checks all that can be checked without opening a model, and reads the contexts.
 
         Returns:
-            Name → text.
+            The contexts.
 
         Raises:
             InputError: says what was expected, what came and how to mend it.
@@ -102,7 +102,8 @@ class AskRequest:
                 raise InputError("--stop must not be empty; leave it out")
         if split_variant(self.variant)[1] is not None:
             raise InputError(f"ask takes one model, --model; got {self.variant!r}")
-        texts = read_contexts(self.contexts)
+        contexts = read_contexts(self.contexts)
+        texts = contexts.texts
         if self.prior and len(self.prior) != len(texts):
             raise InputError(
                 f"--prior must have a weight for each of the {len(texts)} contexts "
@@ -117,7 +118,7 @@ class AskRequest:
             if self.json.is_dir():
                 raise InputError(f"--json {str(self.json)!r} is a folder; name a file")
             check_out(self.json.parent)
-        return texts
+        return contexts
 
 
 def make_merge(*, beta: float, eta: float, top_p: float, pooling: str) -> ContextMerge:
