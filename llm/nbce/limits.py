@@ -4,13 +4,25 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
-from ropewalk.llm.model_config import trained_length
+from ropewalk.llm.config_note import CONFIG_KEY
+from ropewalk.llm.model_config import text_config, trained_length
 from ropewalk.llm.nbce.encoded import EncodedContexts
+from ropewalk.llm.nbce.shared_rotation import SharedRotation
 from ropewalk.llm.refusals import is_plugged
 
 REMEDIES = (
     "split it into several contexts, plug a variant that reads further (ropewalk.llm.plug), or "
     "pass max_length=… to NBCE if the model does read so much"
+)
+# Names under which configurations say how many tokens a model reads.
+LENGTHS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "max_sequence_length",
+    "max_seq_length",
+    "seq_length",
+    "n_ctx",
 )
 
 
@@ -36,16 +48,33 @@ def limit_of(model: Any, max_length: int | None) -> int | None:
         return max_length
     if is_plugged(model):
         return None
-    try:
-        return trained_length(model)
-    except ValueError:
-        return None
+    if getattr(model.config, CONFIG_KEY, None):
+        # Trained under a rule that the other entries do not know.
+        try:
+            return trained_length(model)
+        except ValueError:
+            return None
+    # What a scaling of the rotation reaches counts, and not the length before it.
+    config = text_config(model)
+    stated = [getattr(config, name, None) for name in LENGTHS]
+    return next((one for one in stated if isinstance(one, int) and one > 0), None)
 
 
 def refuse_long_contexts(
-    limit: int | None, base: int, names: Sequence[str], lengths: Sequence[int]
+    limit: int | None,
+    shared: SharedRotation | None,
+    base: int,
+    names: Sequence[str],
+    lengths: Sequence[int],
 ) -> None:
     """Contexts without any token, and those that are too long with what stands before them.
+
+    Args:
+        limit: how many tokens a row may have.
+        shared: the rule that depends on the length.
+        base: tokens before every context.
+        names: of the contexts.
+        lengths: tokens of each.
 
     Raises:
         ValueError: says which, its length and the remedy.
@@ -53,16 +82,17 @@ def refuse_long_contexts(
     for place, (name, length) in enumerate(zip(names, lengths, strict=True)):
         if length == 0:
             raise ValueError(f"contexts[{place}] ({name!r}) has no token; leave it out")
+        before = f" after {base} of the prefix" if base else ""
+        row = f"contexts[{place}] ({name!r}) is {length} tokens long{before}"
+        if shared is not None and base + length > shared.length:
+            raise shared.refusal(row)
         if limit is not None and base + length > limit:
-            before = f" after {base} of the prefix" if base else ""
-            raise ValueError(
-                f"contexts[{place}] ({name!r}) is {length} tokens long{before}, and a row may have "
-                f"{limit}; {REMEDIES}"
-            )
+            raise ValueError(f"{row}, and a row may have {limit}; {REMEDIES}")
 
 
 def refuse_long_rows(
     limit: int | None,
+    shared: SharedRotation | None,
     encoded: EncodedContexts,
     questions: Sequence[str],
     tails: Sequence[int],
@@ -72,6 +102,7 @@ def refuse_long_rows(
 
     Args:
         limit: how many tokens a row may have.
+        shared: the rule that depends on the length.
         encoded: the contexts.
         questions: as they were asked.
         tails: tokens of separator and question, of each question.
@@ -83,16 +114,16 @@ def refuse_long_rows(
     for place, tail in enumerate(tails):
         if tail == 0:
             raise ValueError(f"questions[{place}] has no token; ask something else")
-    if limit is None:
-        return
     context = max(range(len(encoded)), key=lambda index: encoded.lengths[index])
     question = max(range(len(tails)), key=lambda index: tails[index])
     length, base = encoded.lengths[context], len(encoded.base)
     total = base + length + tails[question] + max_new_tokens
-    if total > limit:
-        raise ValueError(
-            f"contexts[{context}] ({encoded.names[context]!r}) is {length} tokens long; with "
-            f"{base} of the prefix, {tails[question]} of separator and questions[{question}] "
-            f"({questions[question]!r}) and {max_new_tokens} new ones that makes {total}, and a "
-            f"row may have {limit}; ask for fewer new tokens, {REMEDIES}"
-        )
+    row = (
+        f"contexts[{context}] ({encoded.names[context]!r}) is {length} tokens long; with {base} of "
+        f"the prefix, {tails[question]} of separator and questions[{question}] "
+        f"({questions[question]!r}) and {max_new_tokens} new ones that makes {total}"
+    )
+    if shared is not None and total > shared.length:
+        raise shared.refusal(row)
+    if limit is not None and total > limit:
+        raise ValueError(f"{row}, and a row may have {limit}; ask for fewer new tokens, {REMEDIES}")

@@ -42,6 +42,7 @@ from ropewalk.llm.nbce.generation_checks import (
 )
 from ropewalk.llm.nbce.modes import evaluating
 from ropewalk.llm.nbce.padding_probe import refuse_readers_of_padding
+from ropewalk.llm.nbce.shared_rotation import shared_rotation
 from ropewalk.llm.nbce.validation import (
     check_merge,
     check_model,
@@ -60,10 +61,16 @@ _NBCE = ContextMerge()
 class NBCE:
     """Asks a causal language model about many contexts at once.
 
-    Any decoder-only model of transformers will do, plugged or not. Where its cache holds keys and
-    values for each token, contexts are read once; where it holds something else (recurrent states),
-    they are read again with every question. A frequency rule that depends on the length follows
-    the longest row of a batch, as everywhere under `plug`.
+    Any decoder-only model of transformers will do, plugged or not, but for those that read padding
+    as text, which are refused. Where its cache holds keys and values for each token, contexts are
+    read once; where it holds something else (recurrent states), they are read again with every
+    question. Where rotary frequencies follow the length of the text (dynamic NTK, LongRoPE), rows
+    beyond the original length are refused, since rows of a batch would not be rotated as each
+    alone. Positions begin at 0, as in `generate`; decoders that count otherwise (RoBERTa's) are
+    given the same.
+
+    Contexts that were read belong to the weights the model had then. Another dtype, device or rule
+    is noticed; weights that were changed in place are not, so encode again after training.
 
     Args:
         model: the model; it is run in evaluation mode and left in the mode it was in.
@@ -71,7 +78,7 @@ class NBCE:
         merge: how the contexts' distributions become one.
         separator: between context and question.
         max_length: how many tokens a row may have, answer included. None is the length the model
-            was trained to read, and no limit if something is plugged into it, or if its
+            reads by its configuration, and no limit if something is plugged into it, or if its
             configuration names no length.
         rows_at_once: how many contexts to read at once, and how many rows to generate at once (at
             least those of one question); None leaves both to the memory that is free.
@@ -176,7 +183,8 @@ class NBCE:
             do_sample: whether tokens are drawn from the merged distribution; the likeliest is taken
                 otherwise.
             temperature: of that distribution when drawing.
-            streamer: gets the tokens as they come; for a single question.
+            streamer: gets the tokens as they come; for a single question. The stop text is among
+                them, though `text` ends before it.
             stop: text, or texts, before which an answer ends.
             options: further arguments of `generate`, such as top_k, repetition_penalty,
                 logits_processor or stopping_criteria. They see one row a question: separator and
@@ -207,7 +215,14 @@ class NBCE:
         separator = self._tokens(self.separator)
         tails = [[*separator, *self._tokens(text), *encoded.ending] for text in texts]
         limit = limits.limit_of(self.model, self.max_length)
-        limits.refuse_long_rows(limit, encoded, texts, list(map(len, tails)), max_new_tokens)
+        limits.refuse_long_rows(
+            limit,
+            shared_rotation(self.model),
+            encoded,
+            texts,
+            list(map(len, tails)),
+            max_new_tokens,
+        )
         request = Request(
             self.merge,
             self.tokenizer,
@@ -266,7 +281,8 @@ class NBCE:
         base = [*special, *self._tokens(before + require_text("prefix", prefix))]
         tokens = [self._tokens(text) for text in texts]
         limit = limits.limit_of(self.model, self.max_length)
-        limits.refuse_long_contexts(limit, len(base), distinct, list(map(len, tokens)))
+        shared = shared_rotation(self.model)
+        limits.refuse_long_contexts(limit, shared, len(base), distinct, list(map(len, tokens)))
         return EncodedContexts(distinct, tokens, base, self._tokens(after), ReadBy.of(self.model))
 
     def _read(self, contexts: EncodedContexts) -> EncodedContexts:
