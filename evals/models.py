@@ -38,7 +38,7 @@ class ModelSource:
         location: folder or hub id that transformers loads from.
         config: its configuration.
         tokenizer: its tokenizer.
-        trained_length: tokens it was trained to read.
+        trained_length: tokens it was trained to read; 0 where `open_model` need not know.
         native: the variant it was trained to be run with.
         fingerprint: changes when the weights do.
         trust_remote_code: whether code that comes with it may run.
@@ -74,16 +74,20 @@ class ModelSource:
                 raise InputError(f"cannot load model {self.name!r}: {one_line(error)}") from error
 
 
-def open_model(name: str, *, trust_remote_code: bool = False) -> ModelSource:
+def open_model(
+    name: str, *, trust_remote_code: bool = False, as_it_is: bool = False
+) -> ModelSource:
     """Reads a model's configuration and tokenizer.
 
     Args:
         name: `default` or another bundled model, a folder, or a hub id.
         trust_remote_code: whether code that comes with the model may run.
+        as_it_is: whether no variant will be plugged into it but its own; without any, it needs
+            neither RoPE nor a trained length.
 
     Raises:
-        InputError: there is no such model, it is no causal language model with RoPE, or its
-            weights are no safetensors.
+        InputError: there is no such model, RoPE or its trained length is missing, or its weights
+            are no safetensors.
     """
     from transformers import AutoConfig, AutoTokenizer
 
@@ -114,14 +118,17 @@ def open_model(name: str, *, trust_remote_code: bool = False) -> ModelSource:
             raise
         except Exception as error:
             raise InputError(f"cannot open model {name!r}: {one_line(error)}") from error
-    check_has_rope(config, name)
+    native = _native_variant(config, name)
+    unplugged = as_it_is and not plugs_something(native)
+    if not unplugged:
+        check_has_rope(config, name)
     return ModelSource(
         name=name,
         location=location,
         config=config,
         tokenizer=tokenizer,
-        trained_length=_trained_length(config, name),
-        native=_native_variant(config, name),
+        trained_length=_trained_length(config, name, needed=not unplugged),
+        native=native,
         fingerprint=_folder_fingerprint(folder) if local else _hub_fingerprint(config),
         trust_remote_code=trust_remote_code,
     )
@@ -133,8 +140,13 @@ def check_has_rope(config: Any, name: str) -> None:
     if not getattr(text, "rope_parameters", None):
         raise InputError(
             f"model {name!r} ({config.model_type}) has no rotary position embedding (RoPE); "
-            "variants of it can only be measured on models that have one"
+            "variants can only be plugged into models that have one"
         )
+
+
+def plugs_something(variant: Variant) -> bool:
+    """Whether a variant is anything but the model as it is."""
+    return any(part is not None for part in (variant.frequency, variant.distance, variant.log_n))
 
 
 def choose_device(name: str) -> torch.device:
@@ -168,11 +180,13 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def _trained_length(config: Any, name: str) -> int:
+def _trained_length(config: Any, name: str, *, needed: bool) -> int:
     """The trained length, which needs only the part of a model that is its configuration."""
     try:
         return trained_length(cast("nn.Module", SimpleNamespace(config=config)))
     except ValueError as error:
+        if not needed:
+            return 0
         raise InputError(f"model {name!r}: {one_line(error)}") from error
 
 

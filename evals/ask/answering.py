@@ -10,12 +10,18 @@ from transformers.generation.streamers import BaseStreamer
 from ropewalk.evals.ask.request import AskRequest
 from ropewalk.evals.errors import EvaluationError, InputError, one_line
 from ropewalk.evals.memory import is_out_of_memory
-from ropewalk.evals.models import ModelSource, choose_device, choose_dtype, open_model
+from ropewalk.evals.models import (
+    ModelSource,
+    choose_device,
+    choose_dtype,
+    open_model,
+    plugs_something,
+)
 from ropewalk.evals.request import split_variant
 from ropewalk.llm import NBCE
 from ropewalk.llm.nbce import Answer
 from ropewalk.llm.nbce.limits import REMEDIES
-from ropewalk.llm.variants import ROPE, ResolvedVariant
+from ropewalk.llm.variants import ResolvedVariant
 
 # How the command line mends what `REMEDIES` says for Python.
 OPTIONS = (
@@ -54,7 +60,12 @@ class Asking:
         self._request = request
         self._device = choose_device(request.device)
         self._dtype = choose_dtype(request.dtype, self._device)
-        self._source = open_model(request.model, trust_remote_code=request.trust_remote_code)
+        self._as_it_is = not plugs_something(split_variant(request.variant)[0])
+        self._source = open_model(
+            request.model,
+            trust_remote_code=request.trust_remote_code,
+            as_it_is=self._as_it_is,
+        )
         tokenizer = self._source.tokenizer
         if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
             # Many models have none. Padding is masked, so any token will do.
@@ -113,10 +124,9 @@ class Asking:
 
     def _max_length(self) -> int | None:
         """Only a rule that was asked for makes a model read further than it was trained to."""
-        request = self._request
-        if request.max_length is None and request.variant.strip() == ROPE:
-            return self._source.trained_length
-        return request.max_length
+        if self._request.max_length is None and self._as_it_is:
+            return self._source.trained_length or None
+        return self._request.max_length
 
 
 def _resolve(request: AskRequest, source: ModelSource, texts: dict[str, str]) -> ResolvedVariant:

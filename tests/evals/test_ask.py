@@ -383,6 +383,50 @@ def test_a_model_without_a_padding_token_is_asked_all_the_same(command, tmp_path
     assert (code, out) == (0, f"[2.txt] {value}\n")
 
 
+@pytest.mark.parametrize("family", ["gpt2", "mamba"])
+def test_a_model_without_rope_is_asked_as_it_is(command, tmp_path, family):
+    import transformers
+    from transformers.models.byt5.tokenization_byt5 import ByT5Tokenizer
+
+    torch.manual_seed(0)
+    if family == "gpt2":
+        config = transformers.GPT2Config(
+            vocab_size=264,
+            n_embd=8,
+            n_layer=1,
+            n_head=1,
+            n_positions=64,
+            bos_token_id=None,
+            eos_token_id=1,
+        )
+    else:  # names no length either
+        config = transformers.MambaConfig(vocab_size=264, hidden_size=8, num_hidden_layers=1)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path / "model")
+    ByT5Tokenizer(extra_ids=0).save_pretrained(tmp_path / "model")
+    texts = {"a.txt": "the first text", "b.txt": "a second one"}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    options = ("--context", "a.txt", "--context", "b.txt", "--question", "who?")
+    options += ("--model", "./model", "--max-new-tokens", "4")
+    code, out, _ = command(*options, "--json", "-")
+    assert code == 0
+    content = json.loads(out)
+    expected = NBCE(model, ByT5Tokenizer(extra_ids=0)).ask("who?", texts, max_new_tokens=4)
+    assert content["answers"][0]["tokens"] == expected.tokens
+    assert content["variant"] == {}
+    code, out, error = command(*options, "--variant", "rerope")
+    assert (code, out) == (2, "")
+    assert f"({family}) has no rotary position embedding (RoPE); variants can only be plugged" in (
+        error
+    )
+    if family == "gpt2":
+        (tmp_path / "a.txt").write_text("long " * 20)
+        code, _, error = command(*options)
+        assert code == 2
+        assert "'a.txt') is 100 tokens long" in error
+
+
 def test_an_answer_cannot_command_the_terminal():
     given = answered([("a\x1b[2Jb\r\x07c\u202e", 0)])
     for options in ({}, {"force_terminal": True, "color_system": "standard"}):
