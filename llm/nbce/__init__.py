@@ -7,8 +7,8 @@
 * `decoding`, `steps`: `MergedDecoding`, the loop that `generate` runs, and its forward passes.
 * `stopping`, `answer`: where an answer ends, its text, its sources and its trace.
 * `logits_processor`: the same for plain greedy `generate`.
-* `validation`, `generation_checks`, `limits`, `shared_rotation`, `padding_probe`: what is refused,
-  and how to mend it.
+* `validation`, `generation_checks`, `limits`, `rehearsal`, `shared_rotation`, `padding_probe`: what
+  is refused, and how to mend it.
 * `memory`, `modes`, `progress`: how much fits, evaluation mode for a while, and a bar.
 """
 

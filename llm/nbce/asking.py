@@ -20,6 +20,7 @@ from ropewalk.llm.nbce.decoding import MergedDecoding
 from ropewalk.llm.nbce.devices import input_device
 from ropewalk.llm.nbce.encoded import EncodedContexts
 from ropewalk.llm.nbce.memory import forward_bytes, merging_bytes
+from ropewalk.llm.nbce.rehearsal import OWN_SETTINGS
 from ropewalk.llm.nbce.rows import assemble
 from ropewalk.llm.nbce.stopping import StopAtText
 
@@ -150,10 +151,7 @@ def _generate(
         pad_token_id=request.pad,
         stopping_criteria=criteria,
         logits_processor=LogitsProcessorList(options.pop("logits_processor", None) or []),
-        # The model's own configuration may say otherwise.
-        return_dict_in_generate=False,
-        stop_strings=None,
-        **options,
+        **{**options, **OWN_SETTINGS},
     )
     return [
         Generated(

@@ -31,6 +31,10 @@ def storage_device(asked: str | torch.device) -> torch.device | None:
     try:
         device = torch.device(asked)
         torch.empty(0, device=device)
+    except TypeError as error:
+        raise TypeError(
+            f'cache_device: expected "auto" or a device such as "cpu", got {asked!r}'
+        ) from error
     except (AssertionError, NotImplementedError, RuntimeError) as error:
         raise ValueError(
             f'cache_device: expected "auto" or a device of this machine, got {str(asked)!r}: '

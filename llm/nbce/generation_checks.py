@@ -31,20 +31,35 @@ def check_options(
     *,
     questions: int,
     max_new_tokens: object,
-    do_sample: bool,
+    do_sample: object,
     temperature: float,
     streamer: object,
 ) -> None:
     """Arguments of `generate` that cannot be had, and what does not go together.
 
     Raises:
-        TypeError: max_new_tokens is no integer.
+        TypeError: an argument of the wrong kind.
         ValueError: says which and what to do.
     """
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, Integral):
         raise TypeError(f"max_new_tokens: expected an integer, got {max_new_tokens!r}")
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
+    if not isinstance(do_sample, bool):
+        raise TypeError(f"do_sample: expected True or False, got {do_sample!r}")
+    given = options.get("generation_config")
+    if given is not None and not isinstance(given, GenerationConfig):
+        raise TypeError(
+            f"generation_config: expected a transformers GenerationConfig, got {given!r}; "
+            "GenerationConfig(**settings) makes one"
+        )
+    if streamer is not None and not all(
+        callable(getattr(streamer, name, None)) for name in ("put", "end")
+    ):
+        raise TypeError(
+            "streamer: expected an object with put and end, such as transformers' "
+            f"TextStreamer(tokenizer), got {streamer!r}"
+        )
     if temperature != 1.0 and not do_sample:
         raise ValueError(f"temperature={temperature}: expected do_sample=True with it")
     if streamer is not None and questions > 1:

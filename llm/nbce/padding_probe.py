@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ropewalk.llm.nbce.devices import input_device
+from ropewalk.llm.nbce.rehearsal import OWN_SETTINGS
 
 # Of the range of the logits; rounding stays far below, reading padding far above.
 TOLERANCE = 0.02
@@ -36,8 +37,10 @@ def refuse_readers_of_padding(model: Any, pad: int) -> None:
                 max_new_tokens=_STEPS,
                 min_new_tokens=_STEPS,
                 pad_token_id=pad,
-                return_dict_in_generate=True,
                 output_logits=True,
+                num_beams=1,
+                num_return_sequences=1,
+                **{**OWN_SETTINGS, "return_dict_in_generate": True},
                 disable_compile=True,
             ).logits
         ).float()

@@ -42,6 +42,7 @@ from ropewalk.llm.nbce.generation_checks import (
 )
 from ropewalk.llm.nbce.modes import evaluating
 from ropewalk.llm.nbce.padding_probe import refuse_readers_of_padding
+from ropewalk.llm.nbce.rehearsal import rehearse
 from ropewalk.llm.nbce.shared_rotation import shared_rotation
 from ropewalk.llm.nbce.validation import (
     check_merge,
@@ -236,6 +237,7 @@ class NBCE:
                 **({"temperature": temperature} if do_sample else {}),
             },
         )
+        rehearse(self.model, request.options, pad=request.pad, max_new_tokens=max_new_tokens)
         if contexts is not None and encoded is not contexts:
             encoded = self.encoded = self._read(encoded)
         with evaluating(self.model):

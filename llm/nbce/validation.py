@@ -98,7 +98,10 @@ def stop_texts(stop: str | Sequence[str] | None) -> list[str]:
         TypeError: something that is no text.
         ValueError: an empty one.
     """
-    texts = [] if stop is None else [stop] if isinstance(stop, str) else list(stop)
+    texts = [] if stop is None else [stop] if isinstance(stop, str) else stop
+    if not isinstance(texts, list | tuple | set | frozenset):
+        raise TypeError(f"stop: expected a text or a list of texts, got {stop!r}")
+    texts = list(texts)
     for text in texts:
         if not require_text("stop", text):
             raise ValueError("stop: expected texts that are not empty, got ''")

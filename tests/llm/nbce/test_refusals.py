@@ -1,5 +1,6 @@
 """What cannot be asked is refused before the model runs, with what to do instead."""
 
+import functools
 from typing import Any
 
 import pytest
@@ -79,13 +80,36 @@ BAD_QUESTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"stop_strings": ["a"]}, ValueError, "use stop instead"),
     ({"attention_mask": 1}, ValueError, "attention_mask is set by the reader"),
     ({"max_length": 7}, ValueError, "max_length is set by the reader"),
+    ({"max_new_token": 3}, ValueError, "not used by the model: .'max_new_token'.*typos"),
+    ({"temperature": 0.0, "do_sample": True}, ValueError, "has to be a strictly positive float"),
+    ({"temperature": "a", "do_sample": True}, ValueError, "has to be a strictly positive float"),
+    ({"top_k": -2, "do_sample": True}, ValueError, "has to be a strictly positive integer"),
+    ({"repetition_penalty": 0}, ValueError, "has to be a strictly positive float, but is 0"),
+    ({"eos_token_id": "a"}, TypeError, "eos_token_id: expected a token's number.*got 'a'"),
+    ({"eos_token_id": [2, None, "a"]}, TypeError, "eos_token_id: expected a token's number"),
+    ({"streamer": "a"}, TypeError, "streamer: expected an object with put and end.*got 'a'"),
+    ({"logits_processor": 3}, TypeError, "logits_processor: expected a list.*got 3; put"),
+    ({"logits_processor": lambda *_: 0}, TypeError, "put a single one into a list"),
+    ({"logits_processor": ["a"]}, TypeError, "logits_processor: expected a list of functions"),
+    ({"stopping_criteria": "a"}, TypeError, "stopping_criteria: expected a list.*got 'a'"),
+    ({"stopping_criteria": [3]}, TypeError, "stopping_criteria: expected a list of functions"),
+    ({"prefix_allowed_tokens_fn": 3}, TypeError, "prefix_allowed_tokens_fn: expected a function"),
+    ({"stop": 3}, TypeError, "stop: expected a text or a list of texts, got 3"),
+    ({"generation_config": {"top_k": 3}}, TypeError, "expected a transformers GenerationConfig"),
+    ({"do_sample": "yes"}, TypeError, "do_sample: expected True or False, got 'yes'"),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "error", "message"), BAD_QUESTIONS)
-def test_bad_questions(reader, arguments, error, message):
+@pytest.mark.parametrize("contexts", [None, CONTEXTS], ids=["read", "texts"])
+def test_bad_questions(reader, contexts, arguments, error, message):
+    # The model of this reader fails when it is run, so that texts are not read either.
+    before = reader.encoded
     with pytest.raises(error, match=message):
-        reader.ask(**{"questions": QUESTION, **arguments})
+        reader.ask(
+            **{"questions": QUESTION, "contexts": contexts, "max_new_tokens": 9, **arguments}
+        )
+    assert reader.encoded is before
 
 
 def test_a_streamer_takes_one_question(reader, tokenizer):
@@ -198,12 +222,33 @@ def test_contexts_of_the_model_in_another_dtype(model, tokenizer):
         reader.ask(QUESTION)
 
 
-def test_names_are_numbered_by_default_and_every_error_comes_before_any_reading(reader):
-    before = reader.encoded
-    with pytest.raises(ValueError, match="max_new_tokens"):
-        reader.ask(QUESTION, ["a new context"], max_new_tokens=0)
-    assert reader.encoded is before
-    assert isinstance(before.kept.contexts[0][0].keys, torch.Tensor)
+def test_names_are_numbered_by_default_and_errors_come_before_any_reading(
+    model, tokenizer, monkeypatch
+):
+    passes = []
+    forward = type(model).forward
+
+    @functools.wraps(forward)
+    def counted(*arguments: Any, **options: Any) -> Any:
+        passes.append(1)
+        return forward(*arguments, **options)
+
+    monkeypatch.setattr(type(model), "forward", counted)
+    reader = NBCE(model, tokenizer)
+    for bad in ({"max_new_tokens": 0}, {"typo": 1}, {"top_k": -2, "do_sample": True}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            reader.ask(QUESTION, CONTEXTS, **{"max_new_tokens": 9, **bad})
+    assert not passes
+    assert reader.encoded is None
+    reader.ask(QUESTION, CONTEXTS, max_new_tokens=2, min_new_tokens=2)
+    # The shared beginning, the contexts, and each token.
+    assert len(passes) == 4
+    assert reader.encoded.names == ("context 1", "context 2", "context 3")
+
+
+def test_a_device_of_the_wrong_kind(model, tokenizer):
+    with pytest.raises(TypeError, match=r'cache_device: expected "auto" or a device.*got 3.0'):
+        NBCE(model, tokenizer, cache_device=3.0)
 
 
 @pytest.mark.parametrize("name", ["graphics", "meta:7:7"])

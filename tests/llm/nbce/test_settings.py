@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from transformers import PreTrainedModel
+from transformers.generation.configuration_utils import ALL_CACHE_IMPLEMENTATIONS
 
 from ropewalk.llm import NBCE
 from ropewalk.llm.nbce import encode
@@ -108,3 +109,23 @@ def test_numbers_of_numpy_are_numbers(model, tokenizer):
         QUESTIONS[0], CONTEXTS, prior=np.array([1.0, 2.0, 3.0]), max_new_tokens=np.int64(3)
     )
     assert len(answer.tokens) == 3
+
+
+@pytest.mark.parametrize("kind", [*ALL_CACHE_IMPLEMENTATIONS, "paged"])
+@pytest.mark.parametrize("name", ["llama", "qwen3-next"])
+def test_the_models_own_kind_of_cache_is_left_aside(make_model, tokenizer, name, kind):
+    model = make_model(name).float()
+    expected = NBCE(model, tokenizer).ask(QUESTIONS, CONTEXTS, max_new_tokens=4)
+    model.generation_config.cache_implementation = kind
+    model.generation_config.is_assistant = True
+    before = copy.deepcopy(model.generation_config).to_dict()
+    answers = NBCE(model, tokenizer).ask(QUESTIONS, CONTEXTS, max_new_tokens=4)
+    assert [answer.tokens for answer in answers] == [answer.tokens for answer in expected]
+    assert model.generation_config.to_dict() == before
+    model.generation_config.cache_implementation = None
+    given = transformers.GenerationConfig(cache_implementation=kind, is_assistant=True)
+    answers = NBCE(model, tokenizer).ask(
+        QUESTIONS, CONTEXTS, max_new_tokens=4, generation_config=given
+    )
+    assert [answer.tokens for answer in answers] == [answer.tokens for answer in expected]
+    assert given.cache_implementation == kind
