@@ -20,7 +20,8 @@ from ropewalk.evals.models import (
 from ropewalk.evals.request import split_variant
 from ropewalk.llm import NBCE
 from ropewalk.llm.nbce import Answer
-from ropewalk.llm.nbce.limits import REMEDIES
+from ropewalk.llm.nbce.chat import chat_frame
+from ropewalk.llm.nbce.limits import REMEDIES, limit_of
 from ropewalk.llm.variants import ResolvedVariant
 
 # How the command line mends what `REMEDIES` says for Python.
@@ -37,12 +38,13 @@ class Answered:
     Attributes:
         answers: in the order of the questions.
         lengths: name of each context → its tokens.
-        variant: what was plugged, as plain data.
+        settings: what the request leaves open, as plain data: fingerprint of the model, the variant
+            that was plugged, limit of length, dtype, device, and digests of the contexts' files.
     """
 
     answers: Sequence[Answer]
     lengths: dict[str, int]
-    variant: dict[str, Any]
+    settings: dict[str, Any]
 
 
 class Asking:
@@ -70,7 +72,8 @@ class Asking:
         if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
             # Many models have none. Padding is masked, so any token will do.
             tokenizer.pad_token = tokenizer.eos_token
-        self._variant = _resolve(request, self._source, self._contexts.texts)
+        frame = _chat_frame(request, tokenizer) if request.chat else ""
+        self._variant = _resolve(request, self._source, self._contexts.texts, frame)
 
     @property
     def tokenizer(self) -> Any:
@@ -100,7 +103,8 @@ class Asking:
                     separator=request.separator,
                     max_length=self._max_length(),
                 )
-                encoded = reader.encode(self._contexts.texts, request.prefix)
+                encoded = reader.encode(self._contexts.texts, request.prefix, chat=request.chat)
+                limit = limit_of(model, reader.max_length)
                 answers = reader.ask(
                     list(request.questions),
                     prior=list(request.prior) or None,
@@ -120,23 +124,48 @@ class Asking:
             mended = ValueError(str(error).replace(REMEDIES, OPTIONS))
             raise InputError(one_line(mended)) from error
         lengths = dict(zip(encoded.names, encoded.lengths, strict=True))
-        return Answered(answers, lengths, self._variant.describe())
+        settings = {
+            "fingerprint": self._source.fingerprint,
+            "variant": self._variant.describe(),
+            "max_length": limit,
+            "dtype": str(self._dtype).removeprefix("torch."),
+            "device": str(self._device),
+            "digests": self._contexts.digests,
+        }
+        return Answered(answers, lengths, settings)
 
     def _max_length(self) -> int | None:
         """Only a rule that was asked for makes a model read further than it was trained to."""
-        if self._request.max_length is None and self._as_it_is:
-            return self._source.trained_length or None
+        own = plugs_something(self._source.native)
+        if self._request.max_length is None and self._as_it_is and own:
+            return self._source.trained_length
         return self._request.max_length
 
 
-def _resolve(request: AskRequest, source: ModelSource, texts: dict[str, str]) -> ResolvedVariant:
+def _chat_frame(request: AskRequest, tokenizer: Any) -> str:
+    """What the chat template puts around a row.
+
+    Raises:
+        InputError: there is none, or none that can be used.
+    """
+    try:
+        return "".join(chat_frame(tokenizer))
+    except Exception as error:  # a template is a program, which may raise anything
+        said = one_line(error).removeprefix("chat=True: ").replace("leave chat", "leave --chat")
+        raise InputError(f"--chat with model {request.model!r}: {said}") from error
+
+
+def _resolve(
+    request: AskRequest, source: ModelSource, texts: dict[str, str], frame: str
+) -> ResolvedVariant:
     """The variant with the defaults that follow from the longest row."""
 
     def tokens(text: str) -> int:
         return len(source.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     longest = (
-        tokens(request.prefix)
+        tokens(frame)
+        + tokens(request.prefix)
         + max(map(tokens, texts.values()))
         + tokens(request.separator)
         + max(map(tokens, request.questions))

@@ -28,6 +28,9 @@ def ask(
     separator: Annotated[
         str, typer.Option(help=r"Stands between context and question; \n is a line break.")
     ] = r"\n\n",
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Put it all into the model's chat template.")
+    ] = False,
     stop: Annotated[
         list[str] | None,
         typer.Option(help=r"Text before which an answer ends; \n is a line break."),
@@ -52,7 +55,11 @@ def ask(
         float, typer.Option(help="Share of each distribution that is kept, the likeliest tokens.")
     ] = 0.95,
     pooling: Annotated[
-        str, typer.Option(help="min_entropy, mean, max or entropy_weighted.")
+        str,
+        typer.Option(
+            help="min_entropy, for an answer that stands in one context; or max (needs --beta 0), "
+            "mean or entropy_weighted, where the source that is named is only the surest context."
+        ),
     ] = "min_entropy",
     prior: Annotated[
         str | None, typer.Option(help="Weights of the contexts in their order, such as 2,1,0.5.")
@@ -80,6 +87,7 @@ def ask(
         variant=variant,
         prefix=_line_breaks(prefix),
         separator=_line_breaks(separator),
+        chat=chat,
         stop=tuple(map(_line_breaks, stop or ())),
         max_new_tokens=max_new_tokens,
         sample=sample,

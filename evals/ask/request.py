@@ -27,6 +27,7 @@ class AskRequest:
         variant: in the grammar of variants.
         prefix: stands before every context.
         separator: stands between context and question.
+        chat: whether all of that stands in the chat template of the model's tokenizer.
         stop: texts before which an answer ends.
         max_new_tokens: the greatest length of an answer.
         sample: whether tokens are drawn; the likeliest is taken otherwise.
@@ -47,6 +48,7 @@ class AskRequest:
     variant: str = ROPE
     prefix: str = ""
     separator: str = "\n\n"
+    chat: bool = False
     stop: Sequence[str] = ()
     max_new_tokens: int = 64
     sample: bool = False

@@ -12,6 +12,7 @@ from rich.text import Text
 from ropewalk.evals.ask.answering import Answered
 from ropewalk.evals.ask.request import AskRequest
 from ropewalk.evals.ask.streaming import printable
+from ropewalk.evals.environment import versions
 from ropewalk.llm.nbce import Answer
 
 # Told apart on a light and on a dark background; further contexts take them again, underlined.
@@ -42,17 +43,33 @@ def show(answered: Answered, request: AskRequest, console: Console) -> None:
 
 
 def as_json(answered: Answered, request: AskRequest) -> str:
-    """Everything about the answers, with the trace of every step."""
+    """Everything about the answers, with the trace of every step, and all that decided them."""
+    settings = dict(answered.settings)
+    digests = settings.pop("digests")
+    drawing = request.sample
     content: dict[str, Any] = {
+        "versions": versions(),
         "model": request.model,
-        "variant": answered.variant,
+        **settings,
+        "prefix": request.prefix,
+        "separator": request.separator,
+        "chat": request.chat,
+        "stop": list(request.stop),
+        "max_new_tokens": request.max_new_tokens,
+        "sample": drawing,
+        "temperature": (request.temperature or 1.0) if drawing else None,
+        "seed": (request.seed or 0) if drawing else None,
+        "prior": list(request.prior) or None,
         "merge": {
             "beta": request.merge.beta,
             "eta": request.merge.eta,
             "top_p": request.merge.top_p,
             "pooling": request.merge.pooling,
         },
-        "contexts": [{"name": name, "tokens": length} for name, length in answered.lengths.items()],
+        "contexts": [
+            {"name": name, "tokens": length, "sha256": digests[name]}
+            for name, length in answered.lengths.items()
+        ],
         "answers": [
             {
                 "question": answer.question,

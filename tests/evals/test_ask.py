@@ -1,5 +1,6 @@
 """`ropewalk ask`: answers with their sources, on every kind of output, and what it refuses."""
 
+import hashlib
 import io
 import json
 import random
@@ -19,6 +20,7 @@ from ropewalk.evals.ask.contexts import read_contexts
 from ropewalk.evals.ask.request import AskRequest
 from ropewalk.evals.ask.show import show
 from ropewalk.evals.ask.streaming import LiveAnswer, printable
+from ropewalk.evals.environment import versions
 from ropewalk.evals.errors import InputError
 from ropewalk.evals.models import open_model
 from ropewalk.llm import NBCE
@@ -106,7 +108,12 @@ def test_json_holds_what_the_library_says(command, tmp_path):
     assert content["merge"] == {"beta": 0.5, "eta": 0.1, "top_p": 0.95, "pooling": "min_entropy"}
     texts = read_contexts([Path("files")]).texts
     assert content["contexts"] == [
-        {"name": name, "tokens": len(text)} for name, text in texts.items()
+        {
+            "name": name,
+            "tokens": len(text),
+            "sha256": hashlib.sha256(Path("files", name).read_bytes()).hexdigest(),
+        }
+        for name, text in texts.items()
     ]
     asking = Asking(AskRequest([Path("files")], [f"{key} = "]))
     model = asking._source.load(dtype=torch.float32, device=torch.device("cpu"))
@@ -118,6 +125,88 @@ def test_json_holds_what_the_library_says(command, tmp_path):
     assert written["tokens"] == answer.tokens
     assert written["chosen"] == answer.trace.chosen.tolist()
     torch.testing.assert_close(torch.tensor(written["entropies"]), answer.trace.entropies)
+
+
+def test_json_holds_all_that_decided_the_answers(command, tmp_path):
+    write_pairs(tmp_path / "files", 2, seed=12)
+    options = ("--context", "files", "--question", "def ", "--json", "-", "--max-new-tokens", "3")
+    code, out, _ = command(*options, "--device", "cpu")
+    assert code == 0
+    content = json.loads(out)
+    assert content.pop("versions") == versions()
+    assert content.pop("fingerprint") == open_model("default").fingerprint
+    for name in ("merge", "contexts", "answers"):
+        del content[name]
+    defaults = {
+        "model": "default",
+        "variant": {},
+        "max_length": 512,
+        "dtype": "float32",
+        "device": "cpu",
+        "prefix": "",
+        "separator": "\n\n",
+        "chat": False,
+        "stop": [],
+        "max_new_tokens": 3,
+        "sample": False,
+        "temperature": None,
+        "seed": None,
+        "prior": None,
+    }
+    assert content == defaults
+    given = ("--prefix", "Look:", "--separator", r"\n", "--stop", "x", "--stop", r"\n", "--sample")
+    given += ("--seed", "3", "--prior", "1,2", "--variant", "log-n", "--dtype", "bfloat16")
+    code, out, _ = command(*options, *given, "--device", "cpu", "--max-length", "600")
+    assert code == 0
+    changed = {
+        "variant": {"log_n": {"name": "log-n", "length": 512, "clamp": True}},
+        "max_length": 600,
+        "dtype": "bfloat16",
+        "prefix": "Look:",
+        "separator": "\n",
+        "stop": ["x", "\n"],
+        "sample": True,
+        "temperature": 1.0,
+        "seed": 3,
+        "prior": [1.0, 2.0],
+    }
+    content = json.loads(out)
+    assert {name: content[name] for name in defaults} == defaults | changed
+
+
+def test_a_chat_template_stands_around_everything(command, tmp_path, monkeypatch):
+    files = write_pairs(tmp_path / "files", 2, seed=13)
+    key = next(iter(files[1]))
+    options = ("--context", "files", "--question", f"{key} = ", "--prefix", "Look:", "--json", "-")
+    code, out, error = command(*options, "--chat")
+    assert (code, out) == (2, "")
+    assert error.startswith("ropewalk: error: --chat with model 'default': expected a tokenizer ")
+    assert "leave --chat out" in error
+    assert error.count("\n") == 1
+
+    def with_template(template):
+        def opened(name, **given):
+            source = open_model(name, **given)
+            source.tokenizer.chat_template = template
+            return source
+
+        monkeypatch.setattr(answering, "open_model", opened)
+
+    with_template("{% for m in messages %}<u>{{ m.content }}</u>{% endfor %}<a>")
+    code, out, _ = command(*options, "--chat")
+    assert code == 0
+    asking = Asking(AskRequest([Path("files")], ["?"]))
+    model = asking._source.load(dtype=torch.float32, device=torch.device("cpu"))
+    reader = NBCE(model, asking.tokenizer)
+    reader.encode(read_contexts([Path("files")]).texts, "Look:", chat=True)
+    content = json.loads(out)
+    assert content["chat"] is True
+    assert content["answers"][0]["tokens"] == reader.ask(f"{key} = ").tokens
+    with_template("{{ raise_exception('only the system may speak') }}")
+    code, _, error = command(*options, "--chat")
+    assert code == 2
+    assert "only the system may speak" in error
+    assert error.count("\n") == 1
 
 
 def test_sampling_is_seeded(command, tmp_path):
@@ -236,7 +325,7 @@ def test_a_context_that_is_too_long_is_named(command, tmp_path):
 
 
 def test_memory_that_runs_out_is_said(command, tmp_path, monkeypatch):
-    def full(self, contexts, prefix="", names=None):
+    def full(self, contexts, prefix="", names=None, *, chat=False):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(NBCE, "encode", full)
