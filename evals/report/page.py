@@ -7,6 +7,7 @@ from html import escape
 from importlib.resources import files
 from math import isfinite
 from string import Template
+from typing import Any
 
 from ropewalk.evals.report.conclusion import conclusion
 from ropewalk.evals.report.many_contexts import READERS, ContextShares
@@ -48,18 +49,34 @@ def page(summary: Summary, pictures: Mapping[str, tuple[bytes, bytes]]) -> str:
         files("ropewalk.evals").joinpath("templates/report.html").read_text(encoding="utf-8")
     )
     return template.substitute(
-        title=escape(f"{summary.model} at {summary.longest} tokens"),
+        title=escape(_title(summary)),
         subtitle=escape(_subtitle(summary)),
         conclusion=escape(conclusion(summary)),
         sections="\n".join(sections),
     )
 
 
+def _title(summary: Summary) -> str:
+    """The model and the most that it was asked to read."""
+    parts = []
+    if {"perplexity", "passkey"} & summary.planned.keys():
+        parts.append(f"at {summary.lengths[-1]} tokens")
+    if summary.contexts is not None:
+        most = _counted(summary.contexts.counts[-1], "context")
+        parts.append(f"in {most} of {summary.contexts.context_length} tokens")
+    return " ".join([summary.model, " and ".join(parts)]).strip()
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def _subtitle(summary: Summary) -> str:
     state = "" if summary.complete else " · not complete yet"
     started = summary.sessions[0]["started"][:10] if summary.sessions else "not started"
+    variants = _counted(len(summary.variants), "variant")
     return (
-        f"Trained at {summary.trained_length} tokens · {len(summary.variants)} variants · "
+        f"Trained at {summary.trained_length} tokens · {variants} · "
         f"{started} · {summary.seconds / 60:.1f} minutes{state}"
     )
 
@@ -155,12 +172,15 @@ def _retrieval_table(summary: Summary) -> str:
 
     return _by_length(
         summary,
-        f"Share of pass keys found over {len(task['depths'])} depths × {task['trials']} trials, "
-        "with Wilson's 95 % interval.",
+        f"Share of pass keys found over {_samples(task)}, with Wilson's 95 % interval.",
         summary.retrieval_by_length,
         _share,
         max,
     )
+
+
+def _samples(task: dict[str, Any]) -> str:
+    return f"{_counted(len(task['depths']), 'depth')} × {_counted(task['trials'], 'trial')}"
 
 
 def _share(cell: Estimate, is_best: bool) -> str:
@@ -185,7 +205,7 @@ def _contexts_table(summary: Summary, contexts: ContextShares) -> str:
         rows.append(cells)
     return _table(
         f"Share of pass keys found among so many contexts of {contexts.context_length} tokens, "
-        f"over {len(task['depths'])} depths × {task['trials']} trials, with Wilson's 95 % "
+        f"over {_samples(task)}, with Wilson's 95 % "
         "interval. NBCE merges what the model says after each context alone; naive Bayes is its "
         "mean with β = contexts − 1 and nothing cut off; the concatenation is one prompt with all "
         "of them.",

@@ -5,6 +5,7 @@ Over prompt length × depth, and over the number of contexts × the way of readi
 
 from collections.abc import Sequence
 from math import ceil, isfinite
+from textwrap import wrap
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,6 +20,9 @@ from ropewalk.evals.report.theme import Theme, theme
 COLUMNS = (4, 5)
 # Inches of a map's column and row, and of what stands around a map.
 CELL = (0.5, 0.27)
+# Inches of a title's character and line, and of the narrowest picture, for a title to read well.
+CHARACTER, LINE = 0.09, 0.18
+NARROWEST = 4.4
 
 
 def retrieval_picture(summary: Summary, *, dark: bool = False) -> bytes:
@@ -109,8 +113,12 @@ def _heat_maps(
     height = max(1.0, CELL[1] * len(rows_are))
     # Long names of rows stand beside the first column only.
     beside_width = max(1.1, 0.6 + 0.065 * max(map(len, rows_are)))
+    whole = max(NARROWEST, beside_width + columns * (width + 0.45))
+    lines = [
+        piece for line in title.splitlines() for piece in wrap(line, int(whole / CHARACTER) - 1)
+    ]
     figure = Figure(
-        figsize=(beside_width + columns * (width + 0.45), 1.0 + rows * (height + 0.55)),
+        figsize=(whole, 0.8 + LINE * len(lines) + rows * (height + 0.55)),
         facecolor=chosen.background,
         layout="constrained",
     )
@@ -124,7 +132,7 @@ def _heat_maps(
         _heat_map(place, name, np.array(shares, dtype=float), rows_are, columns_are, colors, chosen)
         # Axes below an empty place would show no labels: put them on the last map of each column.
         place.tick_params(labelbottom=index + columns >= len(maps))
-    figure.suptitle(title, color=chosen.text, fontsize=11, x=0.01, ha="left")
+    figure.suptitle("\n".join(lines), color=chosen.text, fontsize=11, x=0.01, ha="left")
     figure.supxlabel(below, color=chosen.text, fontsize=9)
     if beside:
         figure.supylabel(beside, color=chosen.text, fontsize=9)

@@ -63,13 +63,6 @@ class Summary:
     planned_samples: int
     measured: int
 
-    @property
-    def longest(self) -> int:
-        """The most tokens that an answer was looked for in."""
-        counted = () if self.contexts is None else self.contexts.counts
-        each = 0 if self.contexts is None else self.contexts.context_length
-        return max([*self.lengths, *(count * each for count in counted)])
-
     def is_whole(self, task: str, count: int) -> bool:
         """Whether `count` samples are all that a cell of `task` is to have."""
         return count >= self.planned[task]

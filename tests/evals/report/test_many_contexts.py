@@ -2,14 +2,16 @@
 
 import json
 import re
-from io import StringIO
+from dataclasses import replace
+from io import BytesIO, StringIO
 
 import pytest
+from matplotlib.image import imread
 from rich.console import Console
 
 from ropewalk.evals.report import conclusion, summarise, terminal_tables, write_report
 from ropewalk.evals.report.many_contexts import READERS
-from ropewalk.evals.report.share_pictures import contexts_picture
+from ropewalk.evals.report.share_pictures import contexts_picture, retrieval_picture
 
 COUNTS = (1, 4, 16)
 TRIALS = 10
@@ -120,7 +122,9 @@ def test_the_page_and_the_picture(telling, tmp_path):
     _, written = write_report(tmp_path)
     assert [path.name for path in written] == ["nbce.png", "report.html"]
     text = re.sub(r"data:image[^\"]*", "", (tmp_path / "report.html").read_text())
-    assert "a&lt;b&gt; at 6144 tokens" in text
+    assert "<h1>a&lt;b&gt; in 16 contexts of 384 tokens</h1>" in text
+    assert "· 2 variants ·" in text
+    assert "over 1 depth × 10 trials, with" in text
     assert "Many contexts" in text
     assert "90%<small>60% to 98%</small>" in text
     assert "<td>parallel windows</td>" in text
@@ -134,6 +138,17 @@ def test_pictures_are_drawn_with_holes(contexts_run, dark):
     every = dict.fromkeys(READERS, (1.0, 0.5, 0.0))
     four = summarise(contexts_run(dict.fromkeys("abcd", every)))
     assert contexts_picture(four, dark=dark).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["default", "one/long-name-of-a-model-" + 60 * "x"])
+def test_titles_fit_into_narrow_pictures(contexts_run, telling_run, name):
+    contexts = summarise(contexts_run({"rope": {"min_entropy": (1.0,)}}))
+    keys = summarise(telling_run)
+    keys = replace(keys, variants=keys.variants[:1], lengths=keys.lengths[:2])
+    for draw, summary in ((contexts_picture, contexts), (retrieval_picture, keys)):
+        named = replace(summary, configuration={**summary.configuration, "model": name})
+        pixels = imread(BytesIO(draw(named)))
+        assert (pixels[:, -3:] == pixels[0, -1]).all()
 
 
 def test_a_run_without_the_task_has_no_such_picture(telling_run):
