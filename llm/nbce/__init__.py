@@ -5,6 +5,7 @@
 * `encode`, `encoded`: contexts read in waves, and what is kept of them.
 * `asking`, `rows`, `cache`: the batch of some questions and its key-value cache.
 * `decoding`, `steps`: `MergedDecoding`, the loop that `generate` runs, and its forward passes.
+* `processors`: transformers' logits processors, on one row a question.
 * `stopping`, `answer`: where an answer ends, its text, its sources and its trace.
 * `logits_processor`: the same for plain greedy `generate`.
 * `validation`, `generation_checks`, `limits`, `rehearsal`, `shared_rotation`, `padding_probe`: what

@@ -7,7 +7,6 @@ the merged ones, one row a question. Sampling therefore draws one token a questi
 diverge. As the tokens so far, processors and criteria see those of the row without context.
 """
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,8 +22,10 @@ from ropewalk.llm.nbce.generation_checks import (
     filled_up,
     refuse_generation,
     refuse_no_numbers,
+    refuse_right_padding,
     refuse_rows,
 )
+from ropewalk.llm.nbce.processors import for_questions
 from ropewalk.llm.nbce.steps import Steps
 from ropewalk.llm.nbce.validation import check_merge, weights_of
 
@@ -47,7 +48,8 @@ class MergedDecoding:
         streamer: gets the prompts, then the new tokens as they come.
         prompts: of each question the tokens that processors, criteria and streamer take for its
             prompt; by default all that `generate` was given of the row without context. They are
-            filled up on the left with their own first token, so that no padding counts as said.
+            filled up on the left with their own first token, so that no padding counts as said;
+            transformers' processors of n-grams and sequences do not see what was filled up.
 
     Attributes:
         chosen: int64 (questions, steps), of the latest call.
@@ -105,12 +107,13 @@ class MergedDecoding:
         """What `generate` calls in the place of its own loop.
 
         Raises:
-            ValueError: rows that are no multiple of contexts + 1, or a way of decoding that cannot
-                be had with merged distributions, and nothing has been computed then; or a model
-                whose first logits are NaN.
+            ValueError: rows that are no multiple of contexts + 1 or padded on the right, or a way
+                of decoding that cannot be had with merged distributions, and nothing has been
+                computed then; or a model whose first logits are NaN.
         """
         refuse_generation(model, generation_config)
         questions = refuse_rows(input_ids, self.contexts, self.prior)
+        refuse_right_padding(model_kwargs.get("attention_mask"))
         rows = Steps(
             model,
             input_ids,
@@ -119,10 +122,12 @@ class MergedDecoding:
         )
         pad = _pad_token(generation_config)
         criteria: Any = stopping_criteria
-        processors = self._for_questions(logits_processor)
         answers = input_ids[:: self.contexts + 1]
         if self.prompts is not None:
             answers = filled_up(self.prompts, questions, answers)
+        processors = for_questions(
+            logits_processor, self.contexts + 1, self.prompts, input_ids.shape[1]
+        )
         unfinished = torch.ones(questions, dtype=torch.bool, device=input_ids.device)
         self._states, self._lengths = [], torch.zeros_like(unfinished, dtype=torch.int64)
         scores: Any = () if generation_config.output_scores else None
@@ -152,21 +157,6 @@ class MergedDecoding:
             return answers
         fields: dict[str, Any] = {"sequences": answers, "past_key_values": rows.cache}
         return GenerateDecoderOnlyOutput(**fields, scores=scores, logits=merged)
-
-    def _for_questions(self, processors: LogitsProcessorList) -> LogitsProcessorList:
-        """Processors that were made for every row, with what concerns the questions' rows."""
-        adapted = LogitsProcessorList()
-        for processor in processors:
-            ignored = getattr(processor, "prompt_ignore_length", None)
-            if isinstance(ignored, Tensor):
-                # Padding, which the penalty on repetition leaves out; `prompts` have none.
-                own: Any = copy.copy(processor)
-                own.prompt_ignore_length = (
-                    None if self.prompts is not None else ignored[:: self.contexts + 1]
-                )
-                processor = own
-            adapted.append(processor)
-        return adapted
 
     def _merge(self, logits: Float[Tensor, "rows vocabulary"], questions: int) -> Tensor:
         if not self._states:

@@ -154,6 +154,23 @@ def refuse_rows(input_ids: Tensor, contexts: int, prior: Tensor | None) -> int:
     return questions
 
 
+def refuse_right_padding(mask: Tensor | None) -> None:
+    """Rows that do not end with their last token, from which the next one would be predicted.
+
+    Raises:
+        ValueError: says which and what to do.
+    """
+    if mask is None or mask.ndim != 2:
+        return
+    rows = (mask[:, -1] == 0).nonzero().flatten().tolist()
+    if rows:
+        raise ValueError(
+            f"attention_mask: expected 1 in the last column, since rows are padded on the left, "
+            f"got 0 in {len(rows)} of {mask.shape[0]} rows, the first of them row {rows[0]}; "
+            'tokenise with tokenizer.padding_side = "left"'
+        )
+
+
 def refuse_no_numbers(logits: Tensor) -> None:
     """Logits that are NaN, which merging would take for tokens that were cut.
 

@@ -189,7 +189,9 @@ class NBCE:
             stop: text, or texts, before which an answer ends.
             options: further arguments of `generate`, such as top_k, repetition_penalty,
                 logits_processor or stopping_criteria. They see one row a question: separator and
-                question as the prompt, and the merged distribution.
+                question as the prompt, and the merged distribution. Of several questions the
+                shorter are filled up on the left with their first token, which transformers' own
+                processors take no notice of.
 
         Returns:
             The answer to one question; a list of them for several.

@@ -286,6 +286,24 @@ def test_rows_that_do_not_fit_the_contexts_are_refused(decode):
         processor(torch.zeros(8, 3, dtype=torch.int64), torch.zeros(8, 48))
 
 
+def test_rows_that_are_padded_on_the_right_are_refused(model, tokenizer, monkeypatch):
+    tokenizer.padding_side = "right"
+    texts = ["who?", *(context + " who?" for context in CONTEXTS)]
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("the model was run")
+
+    monkeypatch.setattr(type(model), "forward", never)
+    with pytest.raises(ValueError, match=r'got 0 in 3 of 4 rows.* row 0; .*padding_side = "left"'):
+        model.generate(
+            batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            custom_generate=MergedDecoding(ContextMerge(), contexts=3),
+            max_new_tokens=3,
+        )
+
+
 @pytest.mark.parametrize("kind", [MergedDecoding, ContextMergeLogitsProcessor])
 def test_bad_arguments(kind):
     with pytest.raises(TypeError, match=r"expected a ContextMerge, got .*call it"):

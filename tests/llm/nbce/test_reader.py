@@ -64,6 +64,35 @@ def test_repetition_is_counted_in_the_question_whatever_else_is_asked(reader):
     assert together[0].tokens != reader.ask("who sat?", max_new_tokens=10).tokens
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_what_fills_a_question_up_makes_no_ngrams(reader, size):
+    # The separator comes first, and again in the answer; what it is filled up with is of it, too.
+    newline = reader.tokenizer("\n", add_special_tokens=False)["input_ids"]
+    questions = ["who?", "how many birds flew over the mat?", "why?"]
+    options = {
+        "max_new_tokens": 8,
+        "no_repeat_ngram_size": size,
+        "sequence_bias": [[newline, 8.0]],
+    }
+    together = reader.ask(questions, **options)
+    alone = [reader.ask(question, **options) for question in questions]
+    assert [answer.tokens for answer in together] == [answer.tokens for answer in alone]
+    assert any(answer.tokens[0] == newline[0] for answer in together)
+
+
+def test_what_fills_a_question_up_begins_no_sequence(model, tokenizer):
+    # Top-p would cut the token that the bias is for.
+    reader = NBCE(model, tokenizer, ContextMerge(top_p=1.0), separator="\n")
+    reader.encode(CONTEXTS)
+    newline, *asked = tokenizer("\na?", add_special_tokens=False)["input_ids"]
+    questions = ["a?", "how many birds flew?"]
+    # Of two separators before the question, one is none of it.
+    options = {"max_new_tokens": 3, "sequence_bias": [[[newline, newline, *asked, 30], 90.0]]}
+    together, alone = reader.ask(questions, **options), reader.ask(questions[0], **options)
+    assert together[0].tokens == alone.tokens
+    assert alone.tokens[0] != 30
+
+
 @pytest.mark.parametrize("prefix", ["", PREFIX])
 @pytest.mark.parametrize("separator", ["", "\n"])
 def test_nothing_is_needed_around_a_context(model, make_tokenizer, prefix, separator):
