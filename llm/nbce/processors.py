@@ -62,7 +62,7 @@ class _WithoutFilling(LogitsProcessor):
     """
 
     def __init__(self, processor: LogitsProcessor, filled: Sequence[int]) -> None:
-        self._processor = processor
+        self._processor: Any = processor
         self._filled = list(filled)
 
     def __call__(

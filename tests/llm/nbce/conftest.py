@@ -186,6 +186,11 @@ def recorder() -> Recorder:
     return Recorder()
 
 
+@pytest.fixture
+def make_recorder() -> Callable[[], Recorder]:
+    return Recorder
+
+
 def tiny_model(name: str = "llama", **overrides: Any) -> PreTrainedModel:
     """A random model in float64, so that results can be compared digit by digit."""
     config_class, settings = {**MODELS, **RECURRENT}[name]
@@ -266,6 +271,41 @@ def ids(text: str) -> list[int]:
     return [FIRST + CHARACTERS.index(character) for character in text]
 
 
+def pool(
+    kind: str,
+    rows: Sequence[np.ndarray],
+    cut: Sequence[np.ndarray],
+    score: np.ndarray,
+    prior: np.ndarray,
+) -> np.ndarray:
+    """One distribution of the contexts', token by token as the equations have it."""
+    if kind == "min_entropy":
+        return cut[int(score.argmin())]
+    contexts = [place for place, weight in enumerate(prior) if weight > 0]
+    pooled = np.full(len(cut[0]), -np.inf)
+    for token in range(len(pooled)):
+        said = [cut[place][token] for place in contexts]
+        if kind == "mean":
+            pooled[token] = np.dot(prior[contexts] / prior[contexts].sum(), said)
+        elif kind == "max":
+            pooled[token] = max(
+                one + np.log(prior[place] / prior.mean())
+                for place, one in zip(contexts, said, strict=True)
+            )
+        else:
+            assert kind == "entropy_weighted"
+            weights = np.exp(-score[contexts])
+            with np.errstate(divide="ignore"):
+                pooled[token] = np.log(np.dot(weights / weights.sum(), np.exp(said)))
+    if not np.isfinite(pooled).any():
+        # A mean of truncated distributions that share no token.
+        for token in range(len(pooled)):
+            if any(np.isfinite(cut[place][token]) for place in contexts):
+                each = [rows[place][token] for place in contexts]
+                pooled[token] = np.dot(prior[contexts] / prior[contexts].sum(), each)
+    return pooled
+
+
 def one_at_a_time(
     model: PreTrainedModel,
     question: str,
@@ -296,13 +336,17 @@ def one_at_a_time(
             above = np.array([p[p > value].sum() for value in p])
             cut.append(np.where(above < merge.top_p, row, -np.inf))
             kept = p[above < merge.top_p]
-            entropies.append(-(kept * np.log(kept)).sum())
-        score = np.array(entropies[1:]) - np.log(prior / prior.mean())
+            entropy, mass = -(kept * np.log(kept)).sum(), kept.sum()
+            if merge.renormalise_entropy:
+                entropy = entropy / mass + np.log(mass)
+            entropies.append(entropy)
+        with np.errstate(divide="ignore"):
+            score = np.array(entropies[1:]) - np.log(prior / prior.mean())
         if told.chosen:
             score[told.chosen[-1]] -= merge.eta
         chosen = int(score.argmin())
-        assert merge.pooling == "min_entropy"
-        pooled, bare = cut[1 + chosen], cut[0]
+        bare = cut[0]
+        pooled = pool(str(merge.pooling), rows[1:], cut[1:], score, prior)
         both = np.isfinite(bare) & np.isfinite(pooled)
         merged = pooled.copy()
         merged[both] = (1 + merge.beta) * pooled[both] - merge.beta * bare[both]

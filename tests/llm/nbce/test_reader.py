@@ -17,15 +17,30 @@ MERGES = {
     "no top-p": ContextMerge(top_p=1.0, eta=0.0, beta=1.0),
     "narrow": ContextMerge(top_p=0.6, eta=1.0),
     "beta -1": ContextMerge(beta=-1.0),
+    "renormalised": ContextMerge(top_p=0.6, renormalise_entropy=True),
+    "mean": ContextMerge(pooling="mean"),
+    "mean, nothing shared": ContextMerge(pooling="mean", top_p=0.05),
+    "max": ContextMerge(pooling="max", top_p=0.8),
+    "entropy weighted": ContextMerge(pooling="entropy_weighted", eta=0.5),
+    "entropy weighted, renormalised": ContextMerge(
+        pooling="entropy_weighted", renormalise_entropy=True
+    ),
 }
 
 
 @pytest.mark.parametrize("merge", MERGES.values(), ids=MERGES)
 @pytest.mark.parametrize("question", QUESTIONS)
-def test_greedy_answers_are_those_of_the_loop(model, tokenizer, loop, same, merge, question):
+@pytest.mark.parametrize("weights", [None, [0.5, 3.0, 1.0], [2.0, 0.0, 1.0]], ids=str)
+def test_greedy_answers_are_those_of_the_loop(
+    model, tokenizer, recorder, loop, same, merge, question, weights
+):
     reader = NBCE(model, tokenizer, merge, separator="\n")
     reader.encode(CONTEXTS, prefix=PREFIX)
-    same(reader.ask(question, max_new_tokens=8), loop(model, question, merge=merge))
+    answer = reader.ask(question, prior=weights, max_new_tokens=8, logits_processor=[recorder])
+    told = loop(model, question, merge=merge, weights=weights)
+    same(answer, told)
+    for scores, expected in zip(recorder.scores, told.log_probs, strict=True):
+        np.testing.assert_allclose(scores[0].exp(), np.exp(expected), atol=1e-6)
 
 
 def test_tokens_are_drawn_from_the_distribution_of_the_loop(reader, model, recorder, loop, same):
@@ -133,11 +148,32 @@ def test_one_context_is_classifier_free_guidance(model, tokenizer, recorder):
     torch.testing.assert_close(scores[:, 3:], expected[:, 3:], atol=1e-4, rtol=1e-4)
 
 
-def test_a_context_twice_is_a_context_once(reader):
-    once = reader.ask(QUESTIONS[0], CONTEXTS, max_new_tokens=8)
-    twice = reader.ask(QUESTIONS[0], CONTEXTS + CONTEXTS[:2], max_new_tokens=8)
+@pytest.mark.parametrize("pooling", ["min_entropy", "max"])
+def test_a_context_twice_is_a_context_once(model, tokenizer, make_recorder, pooling):
+    reader = NBCE(model, tokenizer, ContextMerge(pooling=pooling), separator="\n")
+    asked = []
+    for contexts in (CONTEXTS, CONTEXTS + CONTEXTS[:2]):
+        recorder = make_recorder()
+        options = {"max_new_tokens": 8, "logits_processor": [recorder]}
+        asked.append((reader.ask(QUESTIONS[0], contexts, **options), recorder.scores))
+    (once, scores), (twice, same_scores) = asked
     assert twice.tokens == once.tokens
     assert torch.equal(twice.trace.chosen, once.trace.chosen)
+    torch.testing.assert_close(twice.trace.entropies[:, :3], once.trace.entropies)
+    torch.testing.assert_close(twice.trace.entropies[:, 3:], once.trace.entropies[:, :2])
+    torch.testing.assert_close(torch.cat(same_scores).exp(), torch.cat(scores).exp())
+
+
+def test_every_context_twice_is_every_context_once(model, tokenizer, make_recorder):
+    # Under the poolings that mix, how often a context is there counts; all twice changes nothing.
+    for pooling in ("mean", "entropy_weighted"):
+        reader = NBCE(model, tokenizer, ContextMerge(pooling=pooling, eta=0.0), separator="\n")
+        scores = []
+        for contexts in (CONTEXTS, CONTEXTS * 2):
+            recorder = make_recorder()
+            reader.ask(QUESTIONS[0], contexts, max_new_tokens=8, logits_processor=[recorder])
+            scores.append(torch.cat(recorder.scores).exp())
+        torch.testing.assert_close(scores[1], scores[0])
 
 
 def test_the_order_of_contexts_is_seen_in_the_trace_only(reader):
