@@ -39,7 +39,8 @@ class MergedDecoding:
 
     Rows are padded on the left. What `generate` returns has one row a question, that of the row
     without context continued; scores are the merged ones. Give the streamer here: transformers does
-    not pass its own on.
+    not pass its own on. Where rotary frequencies follow the length of the text (dynamic NTK,
+    LongRoPE), all rows have those of the longest, as everywhere in `generate`; `NBCE` refuses that.
 
     Args:
         merge: how distributions are merged.

@@ -1,13 +1,14 @@
 """How long a row may be, and which context makes one too long."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
 from ropewalk.llm.config_note import CONFIG_KEY
 from ropewalk.llm.model_config import text_config, trained_length
 from ropewalk.llm.nbce.encoded import EncodedContexts
-from ropewalk.llm.nbce.shared_rotation import SharedRotation
+from ropewalk.llm.nbce.shared_rotation import SharedRotation, shared_rotation
 from ropewalk.llm.refusals import is_plugged
 
 REMEDIES = (
@@ -42,6 +43,40 @@ def require_count(name: str, value: object) -> int | None:
     return int(value)
 
 
+@dataclass(frozen=True)
+class Reach:
+    """How long rows may be.
+
+    Attributes:
+        limit: how many tokens a row may have; None if there is no limit.
+        shared: the rule that depends on the length; None if there is none.
+    """
+
+    limit: int | None
+    shared: SharedRotation | None
+
+    @classmethod
+    def of(cls, model: Any, max_length: int | None) -> "Reach":
+        """Of a model as it is now; `max_length` is the user's word."""
+        return cls(limit_of(model, max_length), shared_rotation(model))
+
+    def refuse(self, total: int, row: str, remedies: str = REMEDIES) -> None:
+        """A row of too many tokens.
+
+        Args:
+            total: how many it has.
+            row: what is said of it, up to how long it is.
+            remedies: where it is longer than the model reads.
+
+        Raises:
+            ValueError: it is too long.
+        """
+        if self.shared is not None and total > self.shared.length:
+            raise self.shared.refusal(row)
+        if self.limit is not None and total > self.limit:
+            raise ValueError(f"{row}, and a row may have {self.limit}; {remedies}")
+
+
 def limit_of(model: Any, max_length: int | None) -> int | None:
     """How many tokens a row may have; None if there is no limit."""
     if max_length is not None:
@@ -61,17 +96,12 @@ def limit_of(model: Any, max_length: int | None) -> int | None:
 
 
 def refuse_long_contexts(
-    limit: int | None,
-    shared: SharedRotation | None,
-    base: int,
-    names: Sequence[str],
-    lengths: Sequence[int],
+    reach: Reach, base: int, names: Sequence[str], lengths: Sequence[int]
 ) -> None:
     """Contexts without any token, and those that are too long with what stands before them.
 
     Args:
-        limit: how many tokens a row may have.
-        shared: the rule that depends on the length.
+        reach: how long rows may be.
         base: tokens before every context.
         names: of the contexts.
         lengths: tokens of each.
@@ -83,16 +113,11 @@ def refuse_long_contexts(
         if length == 0:
             raise ValueError(f"contexts[{place}] ({name!r}) has no token; leave it out")
         before = f" after {base} of the prefix" if base else ""
-        row = f"contexts[{place}] ({name!r}) is {length} tokens long{before}"
-        if shared is not None and base + length > shared.length:
-            raise shared.refusal(row)
-        if limit is not None and base + length > limit:
-            raise ValueError(f"{row}, and a row may have {limit}; {REMEDIES}")
+        reach.refuse(base + length, f"contexts[{place}] ({name!r}) is {length} tokens long{before}")
 
 
 def refuse_long_rows(
-    limit: int | None,
-    shared: SharedRotation | None,
+    reach: Reach,
     encoded: EncodedContexts,
     questions: Sequence[str],
     tails: Sequence[int],
@@ -101,8 +126,7 @@ def refuse_long_rows(
     """Questions without any token, and rows that are too long with question and answer.
 
     Args:
-        limit: how many tokens a row may have.
-        shared: the rule that depends on the length.
+        reach: how long rows may be.
         encoded: the contexts.
         questions: as they were asked.
         tails: tokens of separator and question, of each question.
@@ -123,7 +147,4 @@ def refuse_long_rows(
         f"the prefix, {tails[question]} of separator and questions[{question}] "
         f"({questions[question]!r}) and {max_new_tokens} new ones that makes {total}"
     )
-    if shared is not None and total > shared.length:
-        raise shared.refusal(row)
-    if limit is not None and total > limit:
-        raise ValueError(f"{row}, and a row may have {limit}; ask for fewer new tokens, {REMEDIES}")
+    reach.refuse(total, row, f"ask for fewer new tokens, {REMEDIES}")

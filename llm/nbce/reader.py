@@ -43,7 +43,6 @@ from ropewalk.llm.nbce.generation_checks import (
 from ropewalk.llm.nbce.modes import evaluating
 from ropewalk.llm.nbce.padding_probe import refuse_readers_of_padding
 from ropewalk.llm.nbce.rehearsal import rehearse
-from ropewalk.llm.nbce.shared_rotation import shared_rotation
 from ropewalk.llm.nbce.validation import (
     check_merge,
     check_model,
@@ -217,15 +216,8 @@ class NBCE:
         weights = weights_of(prior, self.merge, len(encoded), len(texts))
         separator = self._tokens(self.separator)
         tails = [[*separator, *self._tokens(text), *encoded.ending] for text in texts]
-        limit = limits.limit_of(self.model, self.max_length)
-        limits.refuse_long_rows(
-            limit,
-            shared_rotation(self.model),
-            encoded,
-            texts,
-            list(map(len, tails)),
-            max_new_tokens,
-        )
+        reach = limits.Reach.of(self.model, self.max_length)
+        limits.refuse_long_rows(reach, encoded, texts, list(map(len, tails)), max_new_tokens)
         request = Request(
             self.merge,
             self.tokenizer,
@@ -284,9 +276,8 @@ class NBCE:
         special = [] if chat else prefix_tokens(self.tokenizer)
         base = [*special, *self._tokens(before + require_text("prefix", prefix))]
         tokens = [self._tokens(text) for text in texts]
-        limit = limits.limit_of(self.model, self.max_length)
-        shared = shared_rotation(self.model)
-        limits.refuse_long_contexts(limit, shared, len(base), distinct, list(map(len, tokens)))
+        reach = limits.Reach.of(self.model, self.max_length)
+        limits.refuse_long_contexts(reach, len(base), distinct, list(map(len, tokens)))
         return EncodedContexts(distinct, tokens, base, self._tokens(after), ReadBy.of(self.model))
 
     def _read(self, contexts: EncodedContexts) -> EncodedContexts:

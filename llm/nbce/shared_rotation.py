@@ -60,7 +60,8 @@ def shared_rotation(model: Any) -> SharedRotation | None:
 
 def _of_rule(rule: FrequencyRule) -> SharedRotation:
     length = getattr(rule, "original_length", None)
-    return SharedRotation(length if isinstance(length, int) else 0, str(rule))
+    # Not all of the rule, which may be long lists of factors.
+    return SharedRotation(length if isinstance(length, int) else 0, type(rule).__name__)
 
 
 def _of_slot(model: Any, slot: RotarySlot) -> SharedRotation | None:

@@ -1,11 +1,12 @@
 """How long rows may be: what the model reads, and no further than all rows are rotated alike."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
-from ropewalk.blocks.rotary import DynamicNTK, LongRoPE, NTKAware, ReRoPE, YaRN
+from ropewalk.blocks.rotary import DynamicNTK, FrequencyRule, LongRoPE, NTKAware, ReRoPE, YaRN
 from ropewalk.llm import NBCE, plug
 from ropewalk.llm.nbce.limits import limit_of
 
@@ -84,6 +85,33 @@ def test_plugged_frequencies_that_follow_the_length(
     with plug(model, frequency=PLUGGED[name], distance=distance):
         _check_exact(model, tokenizer, loop, same, SHORT)
         _check_refused(model, tokenizer, monkeypatch, name)
+
+
+@dataclass(frozen=True)
+class Growing(FrequencyRule):
+    """A rule of the user's own, which does not say up to where nothing changes."""
+
+    name: ClassVar[str] = "growing"
+    paper: ClassVar[str] = "none"
+
+    @property
+    def depends_on_length(self) -> bool:
+        return True
+
+    def _inverse_frequencies(
+        self, rotary_dim: int, base: float, length: int | torch.Tensor | None
+    ) -> torch.Tensor:
+        return PLUGGED["DynamicNTK"].inverse_frequencies(rotary_dim, base, length)
+
+    def to_rope_parameters(self, **options: Any) -> dict[str, Any]:
+        return PLUGGED["DynamicNTK"].to_rope_parameters(**options)
+
+
+def test_a_rule_of_ones_own_that_follows_the_length_is_refused(model, tokenizer):
+    with plug(model, frequency=Growing()):
+        with pytest.raises(ValueError, match="under Growing the frequencies follow") as told:
+            NBCE(model, tokenizer).ask(QUESTIONS[0], ["a"], max_new_tokens=1)
+        assert "keep rows within" not in str(told.value)
 
 
 @pytest.mark.parametrize("name", PLUGGED)
