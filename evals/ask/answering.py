@@ -8,10 +8,10 @@ import torch
 from transformers.generation.streamers import BaseStreamer
 
 from ropewalk.evals.ask.request import AskRequest
+from ropewalk.evals.ask.splitting import split_texts
 from ropewalk.evals.errors import EvaluationError, InputError, one_line
 from ropewalk.evals.memory import is_out_of_memory
 from ropewalk.evals.models import (
-    ModelSource,
     choose_device,
     choose_dtype,
     open_model,
@@ -22,11 +22,12 @@ from ropewalk.llm import NBCE
 from ropewalk.llm.nbce import Answer
 from ropewalk.llm.nbce.chat import chat_frame
 from ropewalk.llm.nbce.limits import REMEDIES, limit_of
+from ropewalk.llm.tokens import prefix_tokens
 from ropewalk.llm.variants import ResolvedVariant
 
 # How the command line mends what `REMEDIES` says for Python.
 OPTIONS = (
-    "split it into several files, read further with --variant rerope+log-n (see `ropewalk "
+    "split it with --split, read further with --variant rerope+log-n (see `ropewalk "
     "variants`), or give --max-length if the model does read so much"
 )
 
@@ -72,8 +73,8 @@ class Asking:
         if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
             # Many models have none. Padding is masked, so any token will do.
             tokenizer.pad_token = tokenizer.eos_token
-        frame = _chat_frame(request, tokenizer) if request.chat else ""
-        self._variant = _resolve(request, self._source, self._contexts.texts, frame)
+        self._frame = _chat_frame(request, tokenizer) if request.chat else ("", "")
+        self._variant = self._resolve()
 
     @property
     def tokenizer(self) -> Any:
@@ -103,11 +104,16 @@ class Asking:
                     separator=request.separator,
                     max_length=self._max_length(),
                 )
-                encoded = reader.encode(self._contexts.texts, request.prefix, chat=request.chat)
                 limit = limit_of(model, reader.max_length)
+                parts = self._parts(limit)
+                encoded = reader.encode(
+                    {name: text for name, (_, text) in parts.items()},
+                    request.prefix,
+                    chat=request.chat,
+                )
                 answers = reader.ask(
                     list(request.questions),
-                    prior=list(request.prior) or None,
+                    prior=self._weights(parts),
                     max_new_tokens=request.max_new_tokens,
                     do_sample=request.sample,
                     temperature=1.0 if request.temperature is None else request.temperature,
@@ -119,7 +125,9 @@ class Asking:
                 raise EvaluationError(
                     "out of memory; give fewer or shorter contexts, or a larger --device"
                 ) from error
-            if not isinstance(error, ValueError | TypeError | OverflowError):
+            if isinstance(error, InputError) or not isinstance(
+                error, ValueError | TypeError | OverflowError
+            ):
                 raise
             mended = ValueError(str(error).replace(REMEDIES, OPTIONS))
             raise InputError(one_line(mended)) from error
@@ -130,7 +138,7 @@ class Asking:
             "max_length": limit,
             "dtype": str(self._dtype).removeprefix("torch."),
             "device": str(self._device),
-            "digests": self._contexts.digests,
+            "digests": {part: self._contexts.digests[name] for part, (name, _) in parts.items()},
         }
         return Answered(answers, lengths, settings)
 
@@ -141,38 +149,60 @@ class Asking:
             return self._source.trained_length
         return self._request.max_length
 
+    def _parts(self, limit: int | None) -> dict[str, tuple[str, str]]:
+        """Name of each context → name of its file, and text; of one context a file at most unless
+        files may be split.
+        """
+        texts = self._contexts.texts
+        if not self._request.split or limit is None:
+            return {name: (name, text) for name, text in texts.items()}
+        return split_texts(texts, limit - self._around(), self._tokens)
 
-def _chat_frame(request: AskRequest, tokenizer: Any) -> str:
-    """What the chat template puts around a row.
+    def _weights(self, parts: dict[str, tuple[str, str]]) -> list[float] | None:
+        """Weights of the contexts; parts have those of their files."""
+        if not self._request.prior:
+            return None
+        weights = dict(zip(self._contexts.texts, self._request.prior, strict=True))
+        return [weights[name] for name, _ in parts.values()]
+
+    def _tokens(self, text: str) -> int:
+        return len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def _around(self) -> int:
+        """Tokens of a row that are not its context's, the longest answer included."""
+        request = self._request
+        before, after = self._frame
+        first = 0 if request.chat else len(prefix_tokens(self.tokenizer))
+        return (
+            first
+            + self._tokens(before + request.prefix)
+            + self._tokens(request.separator)
+            + max(map(self._tokens, request.questions))
+            + self._tokens(after)
+            + request.max_new_tokens
+        )
+
+    def _resolve(self) -> ResolvedVariant:
+        """The variant with the defaults that follow from the longest row."""
+        request, source = self._request, self._source
+        longest = self._around() + max(map(self._tokens, self._contexts.texts.values()))
+        if request.split and request.max_length is not None:
+            longest = min(longest, request.max_length)
+        variant, _ = split_variant(request.variant)
+        try:
+            return variant.over(source.native).resolve(source.trained_length, longest)
+        except (ValueError, OverflowError) as error:
+            raise InputError(f"variant {request.variant!r}: {one_line(error)}") from error
+
+
+def _chat_frame(request: AskRequest, tokenizer: Any) -> tuple[str, str]:
+    """What the chat template puts before and after a row.
 
     Raises:
         InputError: there is none, or none that can be used.
     """
     try:
-        return "".join(chat_frame(tokenizer))
+        return chat_frame(tokenizer)
     except Exception as error:  # a template is a program, which may raise anything
         said = one_line(error).removeprefix("chat=True: ").replace("leave chat", "leave --chat")
         raise InputError(f"--chat with model {request.model!r}: {said}") from error
-
-
-def _resolve(
-    request: AskRequest, source: ModelSource, texts: dict[str, str], frame: str
-) -> ResolvedVariant:
-    """The variant with the defaults that follow from the longest row."""
-
-    def tokens(text: str) -> int:
-        return len(source.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-    longest = (
-        tokens(frame)
-        + tokens(request.prefix)
-        + max(map(tokens, texts.values()))
-        + tokens(request.separator)
-        + max(map(tokens, request.questions))
-        + request.max_new_tokens
-    )
-    variant, _ = split_variant(request.variant)
-    try:
-        return variant.over(source.native).resolve(source.trained_length, longest)
-    except (ValueError, OverflowError) as error:
-        raise InputError(f"variant {request.variant!r}: {one_line(error)}") from error

@@ -18,6 +18,10 @@ def ask(
         list[str] | None,
         typer.Option(help=r"Asked of all contexts at once; may be repeated; \n is a line break."),
     ] = None,
+    split: Annotated[
+        bool,
+        typer.Option("--split", help="Split files longer than the model, or --max-length, allows."),
+    ] = False,
     model: Annotated[str, typer.Option(help="Bundled name, folder or hub id.")] = "default",
     variant: Annotated[
         str, typer.Option(help="Reads longer contexts; see `ropewalk variants`.")
@@ -83,6 +87,7 @@ def ask(
     request = AskRequest(
         contexts=tuple(context or ()),
         questions=tuple(map(_line_breaks, question or ())),
+        split=split,
         model=model,
         variant=variant,
         prefix=_line_breaks(prefix),

@@ -23,6 +23,7 @@ class AskRequest:
     Attributes:
         contexts: files and folders; every file is a context.
         questions: as they are asked.
+        split: whether files that are longer than the model reads become several contexts.
         model: bundled name, folder or hub id.
         variant: in the grammar of variants.
         prefix: stands before every context.
@@ -34,7 +35,7 @@ class AskRequest:
         temperature: when drawing; None is 1.
         seed: when drawing; None is 0.
         merge: how the contexts' distributions become one.
-        prior: weights of the contexts, none for equal ones.
+        prior: weights of the files, none for equal ones.
         max_length: tokens that the model reads at most; None takes the model's word for it.
         json: where answers are written as JSON; "-" is the standard output.
         dtype: `auto`, `float32`, `bfloat16` or `float16`.
@@ -44,6 +45,7 @@ class AskRequest:
 
     contexts: Sequence[Path]
     questions: Sequence[str]
+    split: bool = False
     model: str = "default"
     variant: str = ROPE
     prefix: str = ""

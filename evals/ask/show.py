@@ -54,6 +54,7 @@ def as_json(answered: Answered, request: AskRequest) -> str:
         "prefix": request.prefix,
         "separator": request.separator,
         "chat": request.chat,
+        "split": request.split,
         "stop": list(request.stop),
         "max_new_tokens": request.max_new_tokens,
         "sample": drawing,

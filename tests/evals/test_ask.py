@@ -19,6 +19,7 @@ from ropewalk.evals.ask.answering import Answered, Asking
 from ropewalk.evals.ask.contexts import read_contexts
 from ropewalk.evals.ask.request import AskRequest
 from ropewalk.evals.ask.show import show
+from ropewalk.evals.ask.splitting import split_texts
 from ropewalk.evals.ask.streaming import LiveAnswer, printable
 from ropewalk.evals.environment import versions
 from ropewalk.evals.errors import InputError
@@ -146,6 +147,7 @@ def test_json_holds_all_that_decided_the_answers(command, tmp_path):
         "prefix": "",
         "separator": "\n\n",
         "chat": False,
+        "split": False,
         "stop": [],
         "max_new_tokens": 3,
         "sample": False,
@@ -311,6 +313,67 @@ def check_refusal(command, tmp_path, arguments, expected):
     assert expected in error
     assert error.count("\n") == 1
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_long_files_are_split_when_asked_for(command, tmp_path):
+    files = write_pairs(tmp_path / "files", 2, seed=14)
+    others = write_pairs(tmp_path / "others", 6, seed=15)
+    long = [*others[:3], files[0], *others[3:]]
+    text = "".join(f"{key} = {value}\n" for pairs in long for key, value in pairs.items())
+    (tmp_path / "files" / "0.txt").write_text(text)
+    key, value = list(files[0].items())[5]
+    options = ("--context", "files", "--question", f"{key} = ", "--stop", r"\n")
+    code, _, error = command(*options)
+    assert code == 2
+    assert "split it with --split" in error
+    code, out, _ = command(*options, "--split", "--prior", "2,1", "--json", "-")
+    assert code == 0
+    content = json.loads(out)
+    first, *_, last = contexts = content["contexts"]
+    parts = len(contexts) - 1
+    assert [context["name"] for context in contexts] == [
+        *(f"0.txt [{number}/{parts}]" for number in range(1, parts + 1)),
+        "1.txt",
+    ]
+    assert parts > 1
+    assert sum(context["tokens"] for context in contexts[:-1]) == len(text)
+    room = 512 - len(f"\n\n{key} = ") - 64
+    assert all(context["tokens"] <= room for context in contexts)
+    assert first["sha256"] == contexts[1]["sha256"] == hashlib.sha256(text.encode()).hexdigest()
+    assert last["sha256"] != first["sha256"]
+    (answer,) = content["answers"]
+    assert answer["text"] == value
+    assert {span["name"] for span in answer["spans"]} < {context["name"] for context in contexts}
+    code, out, _ = command(*options, "--split", "--prior", "0,1", "--json", "-")
+    assert {span["context"] for span in json.loads(out)["answers"][0]["spans"]} == {parts}
+    code, _, error = command(*options, "--split", "--max-new-tokens", "600")
+    assert code == 2
+    assert "--split: prefix, separator, question and --max-new-tokens leave no room" in error
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("one\ntwo\nthree\n", ["one\ntwo\n", "three\n"]),
+        ("one two three four", ["one two ", "three ", "four"]),
+        ("abcdefghijklm", ["abcdefgh", "ijklm"]),
+        ("éééééé", ["éééé", "éé"]),
+        ("a\n" + "b" * 9, ["a\n", "b" * 8, "b"]),
+        ("short", ["short"]),
+        ("one\ntwo\n\n\n\n\n\n\n\n\n\n", ["one\ntwo\n"]),
+    ],
+)
+def test_parts_end_at_lines_then_at_spaces(text, parts):
+    split = split_texts({"t": text, "u": "x"}, 8, lambda part: len(part.encode()))
+    assert [part for name, part in split.values() if name == "t"] == parts
+    several = [f"t [{number}/{len(parts)}]" for number in range(1, len(parts) + 1)]
+    assert list(split) == [*(several if len(parts) > 1 else ["t"]), "u"]
+
+
+def test_parts_called_like_another_context_are_refused():
+    texts = {"t": "one two three", "t [1/2]": "x"}
+    with pytest.raises(InputError, match=r"both called 't \[1/2\]'"):
+        split_texts(texts, 8, len)
 
 
 def test_a_context_that_is_too_long_is_named(command, tmp_path):
