@@ -53,7 +53,8 @@ class MergedDecoding:
             transformers' processors of n-grams and sequences do not see what was filled up.
 
     Attributes:
-        chosen: int64 (questions, steps), of the latest call.
+        chosen: int64 (questions, steps), of the latest call: the context of least entropy under
+            pooling="min_entropy", under any other the one that thinks the token most probable.
         entropies: float (questions, steps, contexts).
         lengths: new tokens of each question until it was finished, its last one included.
 
@@ -83,7 +84,8 @@ class MergedDecoding:
     @property
     def chosen(self) -> Int[Tensor, "questions steps"]:
         """Which context each token of the latest call came from."""
-        return torch.stack([state.chosen for state in self._of_a_call()], dim=1)
+        self._of_a_call()
+        return torch.stack(self._sources, dim=1)
 
     @property
     def entropies(self) -> Float[Tensor, "questions steps contexts"]:
@@ -130,20 +132,23 @@ class MergedDecoding:
             logits_processor, self.contexts + 1, self.prompts, input_ids.shape[1]
         )
         unfinished = torch.ones(questions, dtype=torch.bool, device=input_ids.device)
-        self._states, self._lengths = [], torch.zeros_like(unfinished, dtype=torch.int64)
+        self._states, self._sources = [], []
+        self._lengths = torch.zeros_like(unfinished, dtype=torch.int64)
         scores: Any = () if generation_config.output_scores else None
         merged: Any = () if generation_config.output_logits else None
         if self.streamer is not None:
             alone = None if self.prompts is None or questions > 1 else self.prompts[0]
             self.streamer.put(answers.cpu() if alone is None else torch.tensor([list(alone)]))
         while bool(unfinished.any()):
-            log_probs = self._merge(rows.next_logits(), questions).to(input_ids.device)
+            logits = rows.next_logits().view(questions, self.contexts + 1, -1)
+            log_probs = self._merge(logits).to(input_ids.device)
             adjusted = processors(answers, log_probs)
             if scores is not None:
                 scores += (adjusted,)
             if merged is not None:
                 merged += (log_probs,)
             tokens = _pick(adjusted, generation_config.do_sample)
+            self._sources.append(self._source(logits[:, 1:], tokens.to(logits.device)))
             if pad is not None:
                 tokens = torch.where(unfinished, tokens, pad)
             answers = torch.cat([answers, tokens[:, None]], dim=-1)
@@ -159,15 +164,34 @@ class MergedDecoding:
         fields: dict[str, Any] = {"sequences": answers, "past_key_values": rows.cache}
         return GenerateDecoderOnlyOutput(**fields, scores=scores, logits=merged)
 
-    def _merge(self, logits: Float[Tensor, "rows vocabulary"], questions: int) -> Tensor:
+    def _merge(
+        self, logits: Float[Tensor, "questions rows vocabulary"]
+    ) -> Float[Tensor, "questions vocabulary"]:
         if not self._states:
             refuse_no_numbers(logits)
-        grouped = logits.view(questions, self.contexts + 1, -1)
         previous = self._states[-1] if self._states else None
         prior = None if self.prior is None else self.prior.to(logits.device)
-        log_probs, state = self.merge.merge(grouped[:, 1:], grouped[:, 0], previous, prior=prior)
+        log_probs, state = self.merge.merge(logits[:, 1:], logits[:, 0], previous, prior=prior)
         self._states.append(state)
         return log_probs
+
+    def _source(
+        self,
+        logits: Float[Tensor, "questions contexts vocabulary"],
+        tokens: Int[Tensor, " questions"],
+    ) -> Int[Tensor, " questions"]:
+        """The context that a token came from.
+
+        Under minimum entropy that is the chosen one. Any other pooling mixes contexts: then it is
+        the one that thinks the token most probable, by its weight.
+        """
+        if self.merge.pooling == "min_entropy":
+            return self._states[-1].chosen
+        of_token = logits.gather(-1, tokens[:, None, None].expand(-1, self.contexts, 1))
+        log_probs = of_token[..., 0].float() - logits.float().logsumexp(-1)
+        if self.prior is not None:
+            log_probs = log_probs + self.prior.to(log_probs).log()
+        return log_probs.argmax(-1)
 
     def _of_a_call(self) -> list[MergeState]:
         if not self._states:

@@ -111,7 +111,7 @@ def refuse_generation(model: Any, config: GenerationConfig) -> None:
             "models"
         )
     for name in ("num_beams", "num_return_sequences", "num_beam_groups"):
-        if (getattr(config, name, None) or 1) > 1:
+        if getattr(config, name, None) not in (None, 1):
             raise ValueError(
                 f"{name}={getattr(config, name)}: expected 1, since the rows of the batch are the "
                 "contexts; ask the same question several times for several samples"

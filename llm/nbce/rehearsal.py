@@ -1,6 +1,7 @@
 """`generate` checks its arguments on one token, without the model, before any context is read."""
 
 from collections.abc import Iterable
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -34,14 +35,21 @@ def rehearse(model: Any, options: dict[str, Any], *, pad: int, max_new_tokens: i
     lists = {"logits_processor": LogitsProcessorList, "stopping_criteria": StoppingCriteriaList}
     given = {name: kind(options.get(name) or []) for name, kind in lists.items()}
     token = torch.full((1, 1), pad, device=input_device(model))
-    model.generate(
-        token,
-        attention_mask=torch.ones_like(token),
-        custom_generate=_nothing,
-        max_new_tokens=max_new_tokens,
-        pad_token_id=pad,
-        **{**options, **given, **OWN_SETTINGS, "use_cache": False},
-    )
+    try:
+        model.generate(
+            token,
+            attention_mask=torch.ones_like(token),
+            custom_generate=_nothing,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=pad,
+            **{**options, **given, **OWN_SETTINGS, "use_cache": False},
+        )
+    except TypeError as error:
+        # Python's words for what was done with a value; which one it was, they do not say.
+        raise TypeError(
+            "expected options of generate of the right kinds, got "
+            f"{', '.join(f'{name}={value!r}' for name, value in options.items())}: {error}"
+        ) from error
 
 
 def _nothing(
@@ -69,10 +77,14 @@ def _check_kinds(options: dict[str, Any]) -> None:
     allowed = options.get("prefix_allowed_tokens_fn")
     if allowed is not None and not callable(allowed):
         raise TypeError(f"prefix_allowed_tokens_fn: expected a function, got {allowed!r}")
-    end = options.get("eos_token_id")
-    ends = end.flatten().tolist() if isinstance(end, Tensor) else end
+    seconds = options.get("max_time")
+    if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, Real)):
+        raise TypeError(f"max_time: expected a number of seconds, got {seconds!r}")
+    end: Any = options.get("eos_token_id")
+    # Tensors, numpy's arrays and its numbers.
+    ends = end.tolist() if hasattr(end, "tolist") else end
     for token in ends if isinstance(ends, list | tuple) else [ends]:
-        if token is not None and (isinstance(token, bool) or not isinstance(token, int)):
+        if token is not None and (isinstance(token, bool) or not isinstance(token, Integral)):
             raise TypeError(
                 f"eos_token_id: expected a token's number or a list of them, got {end!r}; "
                 "tokenizer.convert_tokens_to_ids gives the number"

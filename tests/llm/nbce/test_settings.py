@@ -109,6 +109,12 @@ def test_numbers_of_numpy_are_numbers(model, tokenizer):
         QUESTIONS[0], CONTEXTS, prior=np.array([1.0, 2.0, 3.0]), max_new_tokens=np.int64(3)
     )
     assert len(answer.tokens) == 3
+    end = answer.tokens[0]
+    for ends in (np.int64(end), [np.int64(end)], np.array([end]), torch.tensor(end), (end,)):
+        stopped = reader.ask(
+            QUESTIONS[0], prior=[1.0, 2.0, 3.0], max_new_tokens=3, eos_token_id=ends
+        )
+        assert stopped.tokens == [end]
 
 
 @pytest.mark.parametrize("kind", [*ALL_CACHE_IMPLEMENTATIONS, "paged"])
