@@ -22,7 +22,7 @@ COLUMNS = (4, 5)
 CELL = (0.5, 0.27)
 # Inches of a title's character and line, and of the narrowest picture, for a title to read well.
 CHARACTER, LINE = 0.09, 0.18
-NARROWEST = 4.4
+NARROWEST = 5.0
 
 
 def retrieval_picture(summary: Summary, *, dark: bool = False) -> bytes:
