@@ -62,7 +62,8 @@ def ask(
         str,
         typer.Option(
             help="min_entropy, for an answer that stands in one context; or max (needs --beta 0), "
-            "mean or entropy_weighted, where the source that is named is only the surest context."
+            "mean or entropy_weighted, which mix contexts: named is the one that thinks the token "
+            "most probable."
         ),
     ] = "min_entropy",
     prior: Annotated[

@@ -13,8 +13,9 @@ class Trace:
     """How an answer came about, step by step.
 
     Attributes:
-        chosen: int64 (steps,): the context that predicted best at each step. Under a pooling that
-            mixes contexts, this is still the context of least (adjusted) entropy.
+        chosen: int64 (steps,): the context that each token came from: the one of least (adjusted)
+            entropy where that is the pooling, the one that thinks the token most probable (by its
+            prior weight) where contexts are mixed.
         entropies: float (steps, contexts): of each context's prediction, in nats.
         names: of the contexts.
     """

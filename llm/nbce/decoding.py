@@ -79,6 +79,7 @@ class MergedDecoding:
         self.streamer = streamer
         self.prompts = prompts
         self._states: list[MergeState] = []
+        self._sources: list[Int[Tensor, " questions"]] = []
         self._lengths: Int[Tensor, " questions"] = torch.zeros(0, dtype=torch.int64)
 
     @property
@@ -168,7 +169,7 @@ class MergedDecoding:
         self, logits: Float[Tensor, "questions rows vocabulary"]
     ) -> Float[Tensor, "questions vocabulary"]:
         if not self._states:
-            refuse_no_numbers(logits)
+            refuse_no_numbers(logits.flatten(0, 1))
         previous = self._states[-1] if self._states else None
         prior = None if self.prior is None else self.prior.to(logits.device)
         log_probs, state = self.merge.merge(logits[:, 1:], logits[:, 0], previous, prior=prior)

@@ -166,6 +166,7 @@ class Told:
     log_probs: list[np.ndarray]
     chosen: list[int]
     entropies: list[np.ndarray]
+    sources: list[int]
 
 
 class Recorder(LogitsProcessor):
@@ -321,7 +322,7 @@ def one_at_a_time(
     merge = merge or ContextMerge()
     texts = [prefix + SEPARATOR + question]
     texts += [prefix + context + SEPARATOR + question for context in contexts]
-    told = Told([], [], [], [])
+    told = Told([], [], [], [], [])
     prior = np.ones(len(contexts)) if weights is None else np.array(weights, dtype=np.float64)
     for _ in range(steps):
         rows = []
@@ -354,6 +355,10 @@ def one_at_a_time(
         told.tokens.append(pick(merged))
         told.log_probs.append(merged)
         told.chosen.append(chosen)
+        # Where contexts are mixed, a token is from the one that thinks it most probable.
+        with np.errstate(divide="ignore"):
+            thinks = [row[told.tokens[-1]] for row in rows[1:]] + np.log(prior)
+        told.sources.append(chosen if merge.pooling == "min_entropy" else int(thinks.argmax()))
         told.entropies.append(np.array(entropies[1:]))
         if told.tokens[-1] == END:
             break
@@ -368,7 +373,7 @@ def loop() -> Callable[..., Told]:
 def check_told(answer: Any, told: Told) -> None:
     """Tokens and trace are the loop's."""
     assert answer.tokens == told.tokens
-    assert answer.trace.chosen.tolist() == told.chosen
+    assert answer.trace.chosen.tolist() == told.sources
     np.testing.assert_allclose(answer.trace.entropies.numpy(), np.stack(told.entropies), atol=1e-5)
 
 

@@ -54,7 +54,7 @@ def test_rows_in_and_one_row_a_question_out(model, rows, decode, loop):
     for place, question in enumerate(QUESTIONS):
         told, steps = loop(model, question), int(decoding.lengths[place])
         assert tokens[place, width : width + steps].tolist() == told.tokens
-        assert decoding.chosen[place, :steps].tolist() == told.chosen
+        assert decoding.chosen[place, :steps].tolist() == told.sources
         np.testing.assert_allclose(
             decoding.entropies[place, :steps].numpy(), np.stack(told.entropies), atol=1e-5
         )

@@ -7,7 +7,7 @@ from transformers import set_seed
 
 from ropewalk.blocks.nbce import ContextMerge
 from ropewalk.blocks.rotary import LeakyReRoPE, NTKAware, ReRoPE
-from ropewalk.llm import NBCE, plug
+from ropewalk.llm import NBCE, MergedDecoding, plug
 
 CONTEXTS = ["the cat sat on a mat.", "a dog", "no, 42 birds flew away!"]
 PREFIX = "read: "
@@ -205,6 +205,18 @@ def test_weights_are_those_of_the_loop(reader, model, loop, same):
         reader.ask(QUESTIONS[0], prior=weights, max_new_tokens=8),
         loop(model, QUESTIONS[0], weights=weights),
     )
+
+
+def test_a_mixed_answer_is_attributed_to_the_context_that_says_it():
+    """And not to the surest one, which may say something else."""
+    rows = torch.full((1, 4, 6), 0.0)
+    rows[0, 1, 5] = 8.0  # sure of another token
+    rows[0, 2:, 3] = 3.0  # two that agree
+    decoding = MergedDecoding(ContextMerge(pooling="mean", top_p=1.0), contexts=3)
+    decoding._merge(rows)
+    source = decoding._source(rows[:, 1:], torch.tensor([3]))
+    assert decoding._states[-1].chosen.tolist() == [0]
+    assert source.tolist() == [1]
 
 
 def test_a_pooling_of_ones_own(model, tokenizer):
