@@ -19,7 +19,7 @@ from ropewalk.kernels.context_merge.reference.cutoff import (
     smallest_of,
 )
 
-AT_ONCE = 2**17  # logits
+AT_ONCE = 2**20  # logits
 FEW_OF = 4  # a share of a row up to 1 / FEW_OF is few
 # A probability may round to less than the bound that its logarithm was above.
 BELOW = 0.999
@@ -90,14 +90,7 @@ def _of_block(
     logits = logits.to(statistics_dtype(logits))
     logsumexp = logits.logsumexp(-1)
     if top_p < 1.0 and logits.shape[-1] > FEW:
-        found = [
-            _of_long_row(*row, top_p, renormalise)
-            for row in zip(logits.flatten(0, 1), logsumexp.flatten(), strict=True)
-        ]
-        cutoff, entropy = (
-            torch.stack([logsumexp.new_empty(2), *found])[1:].view(*logsumexp.shape, 2).unbind(-1)
-        )
-        return RowStatistics(logsumexp, cutoff, entropy)
+        return _of_long_rows(logits, logsumexp, top_p, renormalise)
     log_probs = log_probabilities(logits, logsumexp)
     probs = log_probs.exp()
     # 0 · ln 0 is 0.
@@ -112,27 +105,49 @@ def _of_block(
     return RowStatistics(logsumexp, cutoff, entropy)
 
 
-def _of_long_row(
-    logits: Float[Tensor, " vocabulary"],
-    logsumexp: Float[Tensor, ""],
+def _of_long_rows(
+    logits: Float[Tensor, "questions contexts vocabulary"],
+    logsumexp: Float[Tensor, "questions contexts"],
     top_p: float,
     renormalise: bool,
+) -> RowStatistics:
+    """From those logits of each row that may be kept.
+
+    They are picked out of all rows at once: what a thread is woken for should be worth it.
+    """
+    low = lower_bound(top_p, logits.shape[-1], logits.dtype)
+    likely = logits > logsumexp[..., None] + math.log(low)
+    counts = likely.sum(-1).flatten().tolist()
+    # Picking out a few takes less time than what follows would take with all, but not most of them.
+    if sum(counts) < logits.numel() // FEW_OF:
+        candidates = logits[likely].split(counts)
+    else:
+        candidates = logits.flatten(0, 1).unbind()
+    found = [
+        _cutoff_and_entropy(row, row_logsumexp, top_p, low * BELOW, renormalise)
+        for row, row_logsumexp in zip(candidates, logsumexp.flatten(), strict=True)
+    ]
+    cutoff, entropy = torch.stack([logsumexp.new_empty(2), *found])[1:].T
+    return RowStatistics(logsumexp, cutoff.view_as(logsumexp), entropy.view_as(logsumexp))
+
+
+def _cutoff_and_entropy(
+    candidates: Float[Tensor, " columns"],
+    logsumexp: Float[Tensor, ""],
+    top_p: float,
+    low: float,
+    renormalise: bool,
 ) -> Float[Tensor, " 2"]:
-    """Cutoff and entropy of one row, from those of its logits that may be kept."""
-    low = lower_bound(top_p, len(logits), logits.dtype)
-    likely = logits > logsumexp + math.log(low)
-    # To pick out a few takes less time than what follows would take with all, but not most of them.
-    if likely.sum() < len(logits) // FEW_OF:
-        logits = logits[likely]
-    if len(logits) == 0:  # a row of NaN
+    """Of one row, of which `candidates` has at least all logits that are kept."""
+    if len(candidates) == 0:  # a row of NaN
         return logsumexp.new_full((2,), float("nan"))
-    log_probs = logits - logsumexp
+    log_probs = candidates - logsumexp
     probs = log_probs.exp()
-    dropped = probs < smallest_of(probs, top_p, low * BELOW)
+    dropped = probs < smallest_of(probs, top_p, low)
     entropy = -(probs * log_probs).masked_fill(dropped, 0.0).sum()
     if renormalise:
         entropy = _renormalised(entropy, probs.masked_fill(dropped, 0.0).sum())
-    return torch.stack([logits.masked_fill(dropped, float("inf")).min(), entropy])
+    return torch.stack([candidates.masked_fill(dropped, float("inf")).min(), entropy])
 
 
 def _renormalised(entropy: Tensor, mass: Tensor) -> Tensor:
