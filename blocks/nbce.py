@@ -104,6 +104,11 @@ class ContextMerge:
             renormalise_entropy=self.renormalise_entropy,
         )
         check_backend(self.backend)
+        if self.backend == "triton" and callable(self.pooling):
+            raise ValueError(
+                "backend: expected auto or reference where pooling is a function, which is "
+                "computed in torch, got 'triton'"
+            )
 
     @classmethod
     def context_aware_decoding(cls, alpha: float = 0.5) -> "ContextMerge":

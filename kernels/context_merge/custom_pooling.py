@@ -10,6 +10,7 @@ from ropewalk.kernels.context_merge.merge import Merged
 from ropewalk.kernels.context_merge.problem import Problem
 from ropewalk.kernels.context_merge.reference.cutoff import smallest_kept
 from ropewalk.kernels.context_merge.reference.merge import combined, scores_of
+from ropewalk.kernels.dtypes import statistics_dtype
 
 PoolingFunction = Callable[[Tensor, Tensor], Tensor]
 NOTHING = float("-inf")
@@ -70,8 +71,7 @@ def pool_with(
 
 def _kept(logits: Tensor, top_p: float, renormalise: bool) -> tuple[Tensor, Tensor]:
     """Truncated log-probabilities and their entropy."""
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    log_probs = logits.to(dtype).log_softmax(-1)
+    log_probs = logits.to(statistics_dtype(logits.dtype)).log_softmax(-1)
     if top_p < 1.0:
         probs = log_probs.detach().exp()
         log_probs = log_probs.masked_fill(probs < smallest_kept_op(probs, top_p), NOTHING)

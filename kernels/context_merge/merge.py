@@ -9,7 +9,8 @@ from torch import Tensor
 from ropewalk.kernels.backends import Backend, check_backend
 from ropewalk.kernels.context_merge import validation
 from ropewalk.kernels.context_merge.op import context_merge_op
-from ropewalk.kernels.context_merge.problem import Pooling, statistics_dtype
+from ropewalk.kernels.context_merge.problem import Pooling
+from ropewalk.kernels.dtypes import statistics_dtype
 
 
 class Merged(NamedTuple):
@@ -100,7 +101,7 @@ def context_merge(
     *questions, contexts, vocabulary = logits.shape
     log_prior = None
     if prior is not None:
-        log_prior = _log_weights(prior.to(statistics_dtype(logits)))
+        log_prior = _log_weights(prior.to(statistics_dtype(logits.dtype)))
         log_prior = log_prior.expand(*questions, contexts).reshape(-1, contexts)
     log_probs, chosen, entropies = context_merge_op(
         logits.reshape(-1, contexts, vocabulary),

@@ -12,7 +12,8 @@ from torch import Tensor
 from ropewalk.kernels.autocast import suspended
 from ropewalk.kernels.context_merge import reference
 from ropewalk.kernels.context_merge.backend import implementation
-from ropewalk.kernels.context_merge.problem import Problem, statistics_dtype
+from ropewalk.kernels.context_merge.problem import Problem
+from ropewalk.kernels.dtypes import statistics_dtype
 
 
 @torch.library.custom_op("ropewalk::context_merge", mutates_args=())
@@ -40,7 +41,7 @@ def context_merge_op(
 @context_merge_op.register_fake
 def _(logits: Tensor, unconditional: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     questions, contexts, vocabulary = logits.shape
-    dtype = statistics_dtype(logits)
+    dtype = statistics_dtype(logits.dtype)
     return (
         logits.new_empty((questions, vocabulary), dtype=dtype),
         logits.new_empty((questions,), dtype=torch.int64),

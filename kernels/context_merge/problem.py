@@ -11,7 +11,6 @@ log_probs and entropies in `statistics_dtype`, chosen int64.
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
 Pooling = Literal["min_entropy", "mean", "max", "entropy_weighted"]
@@ -56,8 +55,3 @@ class Problem:
     @property
     def vocabulary(self) -> int:
         return self.logits.shape[2]
-
-
-def statistics_dtype(x: Tensor) -> torch.dtype:
-    """float64 for float64 and float32 for every other dtype."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32

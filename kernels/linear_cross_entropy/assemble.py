@@ -9,10 +9,11 @@ from torch import Tensor
 
 from ropewalk.kernels.autocast import cast_inputs
 from ropewalk.kernels.backends import Backend, check_backend
+from ropewalk.kernels.dtypes import statistics_dtype
 from ropewalk.kernels.linear_cross_entropy import validation
 from ropewalk.kernels.linear_cross_entropy.at_once import at_once, loss_at_once
 from ropewalk.kernels.linear_cross_entropy.op import vocabulary_statistics
-from ropewalk.kernels.linear_cross_entropy.problem import Problem, Statistics, statistics_dtype
+from ropewalk.kernels.linear_cross_entropy.problem import Problem, Statistics
 from ropewalk.kernels.linear_cross_entropy.reduction import (
     Objective,
     Reduction,

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from ropewalk.kernels.autocast import suspended
+from ropewalk.kernels.dtypes import statistics_dtype
 from ropewalk.kernels.linear_cross_entropy import reference
 from ropewalk.kernels.linear_cross_entropy.chunks import WORKSPACE
-from ropewalk.kernels.linear_cross_entropy.problem import Needs, Problem, statistics_dtype
+from ropewalk.kernels.linear_cross_entropy.problem import Needs, Problem
 from ropewalk.kernels.linear_cross_entropy.reduction import Factors
 from ropewalk.kernels.linear_cross_entropy.reference.whole_rows import LEAST_TOKENS, rows_at_once
 

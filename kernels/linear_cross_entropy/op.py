@@ -12,15 +12,10 @@ import torch
 from torch import Tensor
 
 from ropewalk.kernels.autocast import suspended
+from ropewalk.kernels.dtypes import statistics_dtype
 from ropewalk.kernels.linear_cross_entropy.backend import implementation
 from ropewalk.kernels.linear_cross_entropy.filter import map_shape
-from ropewalk.kernels.linear_cross_entropy.problem import (
-    Needs,
-    Problem,
-    Statistics,
-    Upstream,
-    statistics_dtype,
-)
+from ropewalk.kernels.linear_cross_entropy.problem import Needs, Problem, Statistics, Upstream
 
 
 def vocabulary_statistics(problem: Problem, backend: str) -> Statistics:

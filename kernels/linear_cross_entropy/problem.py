@@ -9,7 +9,6 @@ An implementation is a module with two functions:
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 ELSEWHERE = -1
@@ -92,8 +91,3 @@ class Needs(NamedTuple):
     hidden: bool
     weight: bool
     bias: bool
-
-
-def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What sums over the vocabulary and over tokens are held in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32

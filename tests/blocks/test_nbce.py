@@ -227,6 +227,11 @@ def test_it_is_a_value():
         (TypeError, "ContextMerge.top_p: expected a number", {"top_p": np.float32(0.9)}),
         (TypeError, "renormalise_entropy: expected True or False", {"renormalise_entropy": "no"}),
         (ValueError, "backend: expected one of", {"backend": "cpu"}),
+        (
+            ValueError,
+            "backend: expected auto or reference where pooling is a function",
+            {"backend": "triton", "pooling": max},
+        ),
     ],
 )
 def test_refused_settings(error, message, options):

@@ -11,13 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ropewalk.kernels.context_merge.problem import Problem, statistics_dtype
+from ropewalk.kernels.context_merge.problem import Problem
 from ropewalk.kernels.context_merge.reference.cutoff import (
     FEW,
     lower_bound,
     smallest_kept,
     smallest_of,
 )
+from ropewalk.kernels.dtypes import statistics_dtype
 
 AT_ONCE = 2**20  # logits
 FEW_OF = 4  # a share of a row up to 1 / FEW_OF is few
@@ -87,7 +88,7 @@ def truncated(
 def _of_block(
     logits: Float[Tensor, "questions contexts vocabulary"], top_p: float, renormalise: bool
 ) -> RowStatistics:
-    logits = logits.to(statistics_dtype(logits))
+    logits = logits.to(statistics_dtype(logits.dtype))
     logsumexp = logits.logsumexp(-1)
     if top_p < 1.0 and logits.shape[-1] > FEW:
         return _of_long_rows(logits, logsumexp, top_p, renormalise)

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
+from ropewalk.kernels.dtypes import statistics_dtype
 from ropewalk.kernels.linear_cross_entropy.chunks import spans
 from ropewalk.kernels.linear_cross_entropy.filter import FILTER_COLUMNS, map_shape, mark_live
-from ropewalk.kernels.linear_cross_entropy.problem import Problem, Statistics, statistics_dtype
+from ropewalk.kernels.linear_cross_entropy.problem import Problem, Statistics
 from ropewalk.kernels.linear_cross_entropy.reference.tiles import (
     Selection,
     Tiles,

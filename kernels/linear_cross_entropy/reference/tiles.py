@@ -8,8 +8,9 @@ float32, tile by tile, because products of half matrices on a CPU are rounded to
 import torch
 from torch import Tensor
 
+from ropewalk.kernels.dtypes import statistics_dtype
 from ropewalk.kernels.linear_cross_entropy.chunks import WORKSPACE, Chunks
-from ropewalk.kernels.linear_cross_entropy.problem import IGNORED, Problem, statistics_dtype
+from ropewalk.kernels.linear_cross_entropy.problem import IGNORED, Problem
 
 Selection = slice | Tensor
 """Rows of a matrix: a range, or their indices."""

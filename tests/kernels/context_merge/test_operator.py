@@ -202,6 +202,14 @@ def test_triton_on_a_cpu_is_refused(make_case):
         context_merge(case.logits, case.unconditional, backend="triton")
 
 
+def test_float64_is_for_the_reference():
+    pytest.importorskip("triton")
+    cuda = type("OnCuda", (), {"device": torch.device("cuda"), "dtype": torch.float64})()
+    assert backend.implementation(cuda, "auto") is reference
+    with pytest.raises(ValueError, match=r"got float64; use \.float\(\)"):
+        backend.implementation(cuda, "triton")
+
+
 def test_without_triton_a_gpu_takes_the_reference(monkeypatch):
     cuda = type("OnCuda", (), {"device": torch.device("cuda"), "dtype": torch.bfloat16})()
     monkeypatch.setattr(backends, "find_spec", lambda name: None)

@@ -1,0 +1,8 @@
+"""What an op computes in, whatever its tensors are in."""
+
+import torch
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What sums over a vocabulary and over tokens are held in: float32, of float64 float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
