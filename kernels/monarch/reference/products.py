@@ -1,0 +1,66 @@
+"""Forward: the first product leaves its result so that the second can read it as it lies.
+
+For a chunk of t tokens the hidden values are held as H[k, r, l, t]. The first product writes block
+k of it as a matrix (r·l, t), whole and contiguous; the second reads, for output block l, the matrix
+(k·r, t) whose rows lie l·t apart: both are ordinary operands of a matrix product, and nothing is
+permuted. It takes the rows of R in the order (r, l), a copy of the factor, which is small, and none
+at rank 1.
+"""
+
+import torch
+from torch import Tensor
+
+from ropewalk.kernels.monarch.activation import activate
+from ropewalk.kernels.monarch.problem import Problem
+from ropewalk.kernels.monarch.reference.chunks import hidden_of, token_chunks
+
+
+def forward(problem: Problem, keep_hidden: bool) -> tuple[Tensor, Tensor | None]:
+    """The result and the hidden values; see `ropewalk.kernels.monarch.problem`."""
+    x, width = problem.x, problem.width
+    shape = (problem.output_blocks, problem.tokens, problem.output_size)
+    y = x.new_empty(shape if problem.block_major else (shape[1], shape[0] * shape[2]))
+    kept = x.new_empty(problem.tokens * width) if keep_hidden else None
+    rows = ranks_first(problem)
+    for chunk in token_chunks(problem.tokens, width, x.device):
+        out = None if kept is None else hidden_of(kept, chunk, width)
+        hidden = first_product(problem, rows, x[chunk], out)
+        z = second_product(problem, hidden)
+        result = activate(z, problem.activation)
+        problem.blocks_of(y)[chunk].copy_(result.transpose(0, 1))
+    return y, kept
+
+
+def ranks_first(problem: Problem) -> Tensor:
+    """R with the rows of a block in the order (r, l) instead of (l, r)."""
+    if problem.rank == 1:
+        return problem.right
+    rows = problem.right.unflatten(1, (problem.output_blocks, problem.rank))
+    return rows.transpose(1, 2).flatten(1, 2)
+
+
+def first_product(problem: Problem, rows: Tensor, x: Tensor, out: Tensor | None) -> Tensor:
+    """H (k·r, l, t) of some tokens.
+
+    Args:
+        problem: what the factors belong to.
+        rows: `ranks_first` of it.
+        x: (t, k, p).
+        out: where H goes, flat; fresh memory if none.
+    """
+    k, tokens = problem.input_blocks, x.shape[0]
+    columns = x.permute(1, 2, 0)
+    if out is None:
+        hidden = torch.bmm(rows, columns)
+    else:
+        hidden = torch.bmm(rows, columns, out=out.view(k, rows.shape[1], tokens))
+    return hidden.view(k * problem.rank, problem.output_blocks, tokens)
+
+
+def second_product(problem: Problem, hidden: Tensor) -> Tensor:
+    """What the activation takes, (l, t, s), of H (k·r, l, t)."""
+    columns = hidden.permute(1, 2, 0)
+    if problem.bias is None:
+        return torch.bmm(columns, problem.left.mT)
+    bias = problem.bias.view(problem.output_blocks, 1, problem.output_size)
+    return torch.baddbmm(bias, columns, problem.left.mT)
