@@ -17,7 +17,8 @@ from einops import rearrange
 from jaxtyping import Inexact
 from torch import Tensor
 
-from ropewalk.kernels.monarch.validation import COMPLEX, REAL, check_factors
+from ropewalk.kernels.monarch import check_factors
+from ropewalk.kernels.monarch.validation import COMPLEX, REAL
 
 Right = Inexact[Tensor, "input_blocks width_in input_size"]
 Left = Inexact[Tensor, "output_blocks output_size width_out"]
