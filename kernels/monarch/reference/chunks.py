@@ -6,20 +6,28 @@ read again it costs more than the products of small blocks do. A GPU has no use 
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
-CACHED = 2**19
-"""Hidden values of a chunk on a CPU: 2 MiB in float32."""
+from ropewalk.kernels.monarch.problem import Problem
+
+CACHED = 2**18
+"""Hidden values of a chunk on a CPU: 1 MiB in float32."""
 FEWEST = 32
 """Tokens of a chunk on a CPU; fewer make thin products."""
 
 
-def token_chunks(tokens: int, width: int, device: torch.device) -> Iterator[slice]:
-    """Slices of tokens, in order; none where there are no tokens."""
-    step = tokens if device.type != "cpu" else max(FEWEST, CACHED // max(width, 1))
-    for start in range(0, tokens, max(step, 1)):
-        yield slice(start, min(start + step, tokens))
+def token_chunks(problem: Problem) -> Iterator[slice]:
+    """Slices of tokens, in order; none where there are no tokens.
+
+    On a CPU a chunk has at least twice as many tokens as a block has features: the products of
+    large blocks are bound by arithmetic, and the sums of the factors' gradients are long enough.
+    """
+    step = problem.tokens
+    if problem.x.device.type == "cpu":
+        side = max(problem.input_size, problem.output_size)
+        step = max(FEWEST, 2 * side, CACHED // problem.width)
+    for start in range(0, problem.tokens, max(step, 1)):
+        yield slice(start, min(start + step, problem.tokens))
 
 
 def hidden_of(hidden: Tensor, chunk: slice, width: int) -> Tensor:

@@ -17,6 +17,7 @@ from ropewalk.kernels.monarch.problem import Gradients, Needs, Problem
 from ropewalk.kernels.monarch.reference.chunks import hidden_of, token_chunks
 from ropewalk.kernels.monarch.reference.products import (
     first_product,
+    hidden_view,
     ranks_first,
     second_product,
 )
@@ -24,7 +25,7 @@ from ropewalk.kernels.monarch.reference.products import (
 
 def backward(problem: Problem, hidden: Tensor | None, y_grad: Tensor, needs: Needs) -> Gradients:
     """The gradients that are wanted; see `ropewalk.kernels.monarch.problem`."""
-    x, width = problem.x, problem.width
+    x = problem.x
     y_grad = problem.blocks_of(y_grad)
     mirror = problem.mirrored(y_grad)
     rows = ranks_first(mirror)
@@ -32,11 +33,10 @@ def backward(problem: Problem, hidden: Tensor | None, y_grad: Tensor, needs: Nee
     right_sum = _sum_like(problem.right) if needs.right else None
     left_sum = _sum_like(problem.left) if needs.left else None
     bias_sum = _sum_like(y_grad.new_empty(y_grad.shape[1:])) if needs.bias else None
-    for chunk in token_chunks(problem.tokens, width, x.device):
+    for chunk in token_chunks(problem):
         z_grad, inner = y_grad[chunk], None
         if hidden is not None and (left_sum is not None or problem.activation is not None):
-            inner = hidden_of(hidden, chunk, width)
-            inner = inner.view(-1, problem.output_blocks, chunk.stop - chunk.start)
+            inner = hidden_view(problem, hidden_of(hidden, chunk, problem.width))
         if inner is not None and problem.activation is not None:
             # In float32: 1 − bend² and its like cancel in half precision.
             z = second_product(problem, inner).to(statistics_dtype(x.dtype))

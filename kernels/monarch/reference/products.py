@@ -3,8 +3,8 @@
 For a chunk of t tokens the hidden values are held as H[k, r, l, t]. The first product writes block
 k of it as a matrix (r·l, t), whole and contiguous; the second reads, for output block l, the matrix
 (k·r, t) whose rows lie l·t apart: both are ordinary operands of a matrix product, and nothing is
-permuted. It takes the rows of R in the order (r, l), a copy of the factor, which is small, and none
-at rank 1.
+permuted. It takes the rows of R in the order (r, l), a copy of the factor, and none at rank 1. With
+fewer tokens than a block has features that copy is what costs; `batched_product` is for them.
 """
 
 import torch
@@ -22,7 +22,7 @@ def forward(problem: Problem, keep_hidden: bool) -> tuple[Tensor, Tensor | None]
     y = x.new_empty(shape if problem.block_major else (shape[1], shape[0] * shape[2]))
     kept = x.new_empty(problem.tokens * width) if keep_hidden else None
     rows = ranks_first(problem)
-    for chunk in token_chunks(problem.tokens, width, x.device):
+    for chunk in token_chunks(problem):
         out = None if kept is None else hidden_of(kept, chunk, width)
         hidden = first_product(problem, rows, x[chunk], out)
         z = second_product(problem, hidden)
@@ -39,6 +39,12 @@ def ranks_first(problem: Problem) -> Tensor:
     return rows.transpose(1, 2).flatten(1, 2)
 
 
+def hidden_view(problem: Problem, flat: Tensor) -> Tensor:
+    """H (k·r, l, t) of the flat hidden values of a chunk."""
+    tokens = flat.numel() // problem.width
+    return flat.view(problem.input_blocks * problem.rank, problem.output_blocks, tokens)
+
+
 def first_product(problem: Problem, rows: Tensor, x: Tensor, out: Tensor | None) -> Tensor:
     """H (k·r, l, t) of some tokens.
 
@@ -48,13 +54,9 @@ def first_product(problem: Problem, rows: Tensor, x: Tensor, out: Tensor | None)
         x: (t, k, p).
         out: where H goes, flat; fresh memory if none.
     """
-    k, tokens = problem.input_blocks, x.shape[0]
-    columns = x.permute(1, 2, 0)
-    if out is None:
-        hidden = torch.bmm(rows, columns)
-    else:
-        hidden = torch.bmm(rows, columns, out=out.view(k, rows.shape[1], tokens))
-    return hidden.view(k * problem.rank, problem.output_blocks, tokens)
+    flat = x.new_empty(x.shape[0] * problem.width) if out is None else out
+    torch.bmm(rows, x.permute(1, 2, 0), out=flat.view(*rows.shape[:2], x.shape[0]))
+    return hidden_view(problem, flat)
 
 
 def second_product(problem: Problem, hidden: Tensor) -> Tensor:
