@@ -1,11 +1,11 @@
 """The sizes of a Monarch matrix, and which of them make sense.
 
-A weight (out, in) is cut into l × k slices of s × p, with p = ⌈in / k⌉ and s = ⌈out / l⌉; each slice
-has rank r at most. What goes over the edge is zero. It has r·(l·k·p + k·l·s) parameters where a
-dense matrix has in · out.
+A weight (out, in) is cut into l × k slices of s × p, with p = ⌈in / k⌉ and s = ⌈out / l⌉; each
+slice has rank r at most. What goes over the edge is zero. It has r·(l·k·p + k·l·s) parameters where
+a dense matrix has in · out.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ropewalk.blocks.checks import mend, require_integer
 
@@ -49,8 +49,7 @@ class MonarchShape:
                 slices empty or the hidden layer wider than the matrix; a rank that no slice has.
             TypeError: an argument of the wrong kind.
         """
-        name = "Monarch"
-        require_integer(name, 1, in_features=in_features, out_features=out_features)
+        require_integer("Monarch", 1, in_features=in_features, out_features=out_features)
         k, outputs = block_counts(nblocks)
         if k > in_features or outputs > out_features:
             raise ValueError(
@@ -70,17 +69,27 @@ class MonarchShape:
                 f"{k * outputs}, "
                 f"which would leave slices empty; {mending}"
             )
-        full = min(-(-in_features // k), -(-out_features // outputs))
+        for name, features, blocks in (
+            ("input", in_features, k),
+            ("output", out_features, outputs),
+        ):
+            size = -(-features // blocks)
+            if (blocks - 1) * size >= features:
+                raise ValueError(
+                    f"nblocks: expected {name} blocks that all have features, got {blocks} blocks "
+                    f"of {size} for {features} features; take {-(-features // size)}"
+                )
+        shape = cls(in_features, out_features, k, outputs, 1)
         if rank is None:
-            rank = min(max(1, smaller // (k * outputs)), full)
-        require_integer(name, 1, rank=rank)
-        if rank > full:
+            rank = min(max(1, smaller // (k * outputs)), shape.full_rank)
+        require_integer("Monarch", 1, rank=rank)
+        if rank > shape.full_rank:
             raise ValueError(
-                f"rank: expected at most {full}, the smaller side of a slice of "
-                f"{-(-out_features // outputs)} × {-(-in_features // k)} (nblocks=({k}, {outputs})), got "
-                f"{rank}; more would be parameters for nothing"
+                f"rank: expected at most {shape.full_rank}, the smaller side of a slice of "
+                f"{shape.output_size} × {shape.input_size} (nblocks=({k}, {outputs})), got {rank}; "
+                "more would be parameters for nothing"
             )
-        return cls(in_features, out_features, k, outputs, rank)
+        return replace(shape, rank=rank)
 
     @property
     def nblocks(self) -> tuple[int, int]:
