@@ -1,0 +1,91 @@
+"""A state dict of a converted model, into a model as it is made by its class.
+
+The factors' shapes say the blocks and the rank, and the dense layer that is there says the sizes,
+so that nothing else needs to be kept beside the weights.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ropewalk.blocks.monarch.conversion.dense import dense_weight, is_transposed, remember_class
+from ropewalk.blocks.monarch.conversion.replacement import replace, take_over
+from ropewalk.blocks.monarch.linear import MonarchLinear
+from ropewalk.blocks.monarch.shape import MonarchShape
+from ropewalk.kernels.backends import check_backend
+from ropewalk.kernels.monarch import Backend
+from ropewalk.kernels.monarch.backend import BACKENDS
+
+
+@torch.no_grad()
+def load_monarch_state_dict(
+    model: nn.Module,
+    state_dict: Mapping[str, Any],
+    *,
+    strict: bool = True,
+    backend: Backend = "auto",
+) -> Any:
+    """Puts a Monarch layer wherever the state dict has factors, then loads it.
+
+    Args:
+        model: as its class makes it, dense. It is changed; not at all if the layers do not fit.
+        state_dict: of a model that `monarchize` converted.
+        strict: see `nn.Module.load_state_dict`.
+        backend: of the new layers.
+
+    Returns:
+        What `nn.Module.load_state_dict` returns.
+
+    Raises:
+        ValueError: factors where the model has no dense layer, or one of other sizes.
+        RuntimeError: as `nn.Module.load_state_dict`; the layers have been replaced by then.
+    """
+    check_backend(backend, BACKENDS)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    replacements: dict[nn.Module, nn.Module] = {}
+    for key, right in state_dict.items():
+        name = key.removesuffix(".right")
+        left = state_dict.get(f"{name}.left")
+        if name == key or not isinstance(left, Tensor) or not isinstance(right, Tensor):
+            continue
+        module = modules.get(name)
+        if isinstance(module, MonarchLinear) or module in replacements:
+            continue
+        if module is None or not (isinstance(module, nn.Linear) or is_transposed(module)):
+            found = "nothing" if module is None else type(module).__name__
+            raise ValueError(f"{name}: expected a dense layer in the model, found {found}")
+        replacements[module] = _empty(name, module, right, left, backend)
+    replace(model, replacements)
+    return model.load_state_dict(state_dict, strict=strict)
+
+
+def _empty(
+    name: str, module: nn.Module, right: Tensor, left: Tensor, backend: Backend
+) -> MonarchLinear:
+    """A layer for these factors with memory like the dense one's, and no values."""
+    weight = dense_weight(module)
+    out_features, in_features = weight.shape
+    fits = right.ndim == left.ndim == 3
+    shape = None
+    if fits:
+        outputs = len(left)
+        rank = right.shape[1] // outputs
+        shape = MonarchShape(in_features, out_features, len(right), outputs, rank)
+        fits = (shape.right_shape, shape.left_shape) == (tuple(right.shape), tuple(left.shape))
+    if not fits or shape is None:
+        raise ValueError(
+            f"{name}: expected factors of a layer of {in_features} to {out_features} features, got "
+            f"{tuple(right.shape)} and {tuple(left.shape)}"
+        )
+    factors = (
+        torch.empty(size, dtype=weight.dtype, device=weight.device)
+        for size in (shape.right_shape, shape.left_shape)
+    )
+    layer = MonarchLinear.from_factors(*factors, shape=shape, backend=backend)
+    layer.right.requires_grad_(weight.requires_grad)
+    layer.left.requires_grad_(weight.requires_grad)
+    remember_class(layer, module)
+    take_over(layer, module)
+    return layer

@@ -1,0 +1,170 @@
+"""Why a layer stays dense.
+
+A layer is replaced only where its product is all that anybody uses of it. What reads the weight by
+itself, keeps it elsewhere too, or computes it from something else, would go on with a weight that
+is no longer there, or with another one. Each such case is one reason in the report.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ropewalk.blocks.heads.sharding import is_sharded
+from ropewalk.blocks.monarch.conversion.dense import is_transposed
+from ropewalk.blocks.monarch.conversion.matching import Found
+from ropewalk.blocks.monarch.linear import MonarchLinear
+
+_OWN = ("weight", "bias")
+# Children by which adapters hold the layer that they change; they read its weight to merge.
+_WRAPPED = ("base_layer", "original_module", "linear", "base")
+_STATE_HOOKS = (
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+
+
+class Surroundings:
+    """What the rest of a model does with a layer: who is above it, and who shares its weight."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._names: dict[nn.Module, str] = {}
+        self._above: dict[nn.Module, list[nn.Module]] = {}
+        self._holders: dict[object, list[nn.Module]] = {}
+        modules = dict(model.named_modules(remove_duplicate=False))
+        for name, module in modules.items():
+            self._names.setdefault(module, name)
+            parts = name.split(".") if name else []
+            above = [modules[".".join(parts[:end])] for end in range(len(parts))]
+            self._above.setdefault(module, []).extend(above)
+        for module in self._names:
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    self._holders.setdefault(_memory(parameter), []).append(module)
+
+    def above(self, module: nn.Module) -> list[nn.Module]:
+        """The modules that a module is inside of, from the model down."""
+        return self._above[module]
+
+    def others_with(self, weight: Tensor, module: nn.Module) -> list[str]:
+        """Names of the other modules that hold this weight."""
+        holders = self._holders.get(_memory(weight), [])
+        return [self._names[holder] for holder in holders if holder is not module]
+
+
+def _memory(parameter: Tensor) -> object:
+    """The same for parameters that are one, or lie in one place."""
+    plain = type(parameter) in (nn.Parameter, Tensor)
+    if not plain or nn.parameter.is_lazy(parameter) or parameter.is_meta or not parameter.numel():
+        return id(parameter)
+    return parameter.device, parameter.data_ptr(), parameter.numel()
+
+
+def obstacle(found: Found, around: Surroundings) -> str | None:
+    """Why this cannot be converted; None if it can."""
+    module = found.module
+    if found.parameter is not None:
+        what = f"a parameter of {type(module).__name__}"
+        return f"{what}, which is no linear layer; only nn.Linear and Conv1D are converted"
+    if isinstance(module, MonarchLinear):
+        return "is a MonarchLinear already"
+    return (
+        _wrapped(module)
+        or _above(around.above(module))
+        or _computed(module)
+        or _weight(module, around)
+        or _other_class(module)
+        or _attached(module)
+    )
+
+
+def _wrapped(module: nn.Module) -> str | None:
+    for name in _WRAPPED:
+        if name in module._modules:
+            return (
+                f"{type(module).__name__} wraps a layer ({name}); merge or unload the adapter first"
+            )
+    return None
+
+
+def _above(ancestors: list[nn.Module]) -> str | None:
+    for ancestor in ancestors:
+        kind = type(ancestor).__name__
+        if isinstance(ancestor, nn.MultiheadAttention):
+            return f"is inside {kind}, which reads its weight and never calls it"
+        if kind in ("FullyShardedDataParallel", "DistributedDataParallel"):
+            return f"is inside {kind}, which holds its parameters; convert before wrapping"
+        is_adapter = any(name in ancestor._modules for name in ("base_layer", "original_module"))
+        if is_adapter or hasattr(ancestor, "adapter_names"):
+            return f"is inside {kind}, which reads its weight; merge or unload the adapter first"
+    return None
+
+
+def _computed(module: nn.Module) -> str | None:
+    if parametrize.is_parametrized(module):
+        return (
+            "its weight is parametrized; torch.nn.utils.parametrize.remove_parametrizations first"
+        )
+    weight = module._parameters.get("weight")
+    if weight is not None:
+        return None
+    if callable(getattr(module, "weight", None)):
+        return f"its weight is quantised ({type(module).__module__}.{type(module).__name__})"
+    if isinstance(module, nn.Linear):
+        return "its weight is no parameter but computed, as by weight_norm, or a shard's view"
+    return f"{type(module).__name__} has no weight of its own"
+
+
+def _weight(module: nn.Module, around: Surroundings) -> str | None:
+    weight: Any = module._parameters["weight"]
+    if nn.parameter.is_lazy(weight):
+        return "its weight has no size yet; run the model once"
+    if is_sharded(weight):
+        return "its weight is sharded (DTensor); convert before fully_shard"
+    dtype = weight.dtype
+    floating = dtype.is_floating_point and torch.finfo(dtype).bits >= 16
+    # Quantisation libraries mark weights by a class or an integer dtype.
+    if (
+        type(weight) is not nn.Parameter
+        or type(weight.data) is not Tensor
+        or not (floating or dtype.is_complex)
+    ):
+        return f"its weight is quantised ({type(weight.data).__name__} of {dtype}); dequantise it"
+    if dtype.is_complex:
+        return f"its weight is complex ({dtype})"
+    if weight.is_meta:
+        return "its weight is on the meta device, without values; load it first"
+    if weight.ndim != 2 or not weight.numel():
+        return f"its weight is {tuple(weight.shape)}, no matrix"
+    others = around.others_with(weight, module)
+    if others:
+        return f"its weight is also that of {', '.join(others)}"
+    if weight._backward_hooks or getattr(weight, "_post_accumulate_grad_hooks", None):
+        return "its weight has hooks, which would be lost"
+    return None
+
+
+def _other_class(module: nn.Module) -> str | None:
+    if is_transposed(module):
+        return None
+    if not isinstance(module, nn.Linear):
+        return f"{type(module).__name__} is no nn.Linear"
+    if type(module).forward is not nn.Linear.forward:
+        return f"{type(module).__name__} has a forward of its own"
+    return None
+
+
+def _attached(module: nn.Module) -> str | None:
+    if "forward" in vars(module) or hasattr(module, "_hf_hook"):
+        return "its forward was replaced, as accelerate does to move weights"
+    if getattr(module, "_compiled_call_impl", None) is not None:
+        return "was compiled by itself; convert first"
+    more = [*(module._parameters.keys() - set(_OWN)), *module._buffers, *module._modules]
+    if more:
+        return f"holds more than a weight and a bias: {', '.join(sorted(more))}"
+    if any(getattr(module, name, None) for name in _STATE_HOOKS):
+        return "has hooks on its state dict, which would not find its weight"
+    return None
