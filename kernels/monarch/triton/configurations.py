@@ -1,0 +1,151 @@
+"""Tile sizes, warps and pipeline stages of every kernel: a table, not a search at run time.
+
+Tiles were chosen by reasoning and not by the clock: the products move more than they compute, so
+that two programs share a processor and one loads while the other writes; what is smaller than a
+tile takes a smaller one. tests/kernels/monarch/test_triton_compile.py compiles the kernels ahead of
+time and finds each within its chip's shared memory and without a spilled register, with Triton 3.7
+as with 3.6. Chips:
+
+    sm_90   Hopper and later data-centre chips, 227 KiB of shared memory a block
+    sm_80   A100, 163 KiB
+    small   everything else (sm_86, sm_89, sm_120), 99 KiB
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+
+from ropewalk.kernels.interpreter import interpreted
+from ropewalk.kernels.sizes import ceil_divide, power_of_two
+
+Chip = Literal["sm_90", "sm_80", "small"]
+Kernel = Literal["product", "gradient", "outer", "fused"]
+
+LEAST = 16
+"""Sides of the smallest tile that tensor cores multiply."""
+SMALL = 64 * 64
+"""Elements of a tile of the result up to which four warps are enough."""
+
+
+class Configuration(NamedTuple):
+    """How one kernel runs.
+
+    Attributes:
+        rows: of a tile of the result, mostly tokens.
+        columns: of it.
+        depth: what is summed over and loaded at once.
+        warps: warps of a program.
+        stages: loads in flight.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+    def launch(self) -> dict[str, int]:
+        """Options of a launch. Left alone, the assembler spills a little to fit more programs."""
+        most = min(255, 65536 // (32 * self.warps))
+        return {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": most}
+
+
+INTERPRETED = Configuration(16, 16, 16, 4, 1)
+"""Tiles of Triton's interpreter: small, so that small inputs meet every kind of tile."""
+
+HALF: dict[Chip, dict[Kernel, Configuration]] = {
+    "sm_90": {
+        "product": Configuration(128, 128, 64, 8, 3),
+        "gradient": Configuration(64, 128, 64, 4, 3),
+        "outer": Configuration(128, 128, 64, 8, 3),
+        "fused": Configuration(64, 256, 64, 8, 2),
+    },
+    "sm_80": {
+        "product": Configuration(128, 128, 32, 8, 4),
+        "gradient": Configuration(64, 128, 32, 4, 4),
+        "outer": Configuration(128, 128, 32, 8, 4),
+        "fused": Configuration(64, 256, 32, 8, 2),
+    },
+    "small": {
+        "product": Configuration(128, 128, 32, 8, 3),
+        "gradient": Configuration(64, 128, 32, 4, 3),
+        "outer": Configuration(128, 128, 32, 8, 3),
+        "fused": Configuration(64, 128, 32, 8, 2),
+    },
+}
+"""16-bit elements."""
+
+SINGLE: dict[Chip, dict[Kernel, Configuration]] = {
+    "sm_90": {
+        "product": Configuration(128, 128, 32, 8, 3),
+        "gradient": Configuration(64, 128, 32, 8, 3),
+        "outer": Configuration(128, 128, 32, 8, 3),
+        "fused": Configuration(32, 128, 32, 8, 2),
+    },
+    "sm_80": {
+        "product": Configuration(64, 128, 32, 8, 3),
+        "gradient": Configuration(64, 128, 32, 8, 3),
+        "outer": Configuration(64, 128, 32, 8, 3),
+        "fused": Configuration(32, 128, 32, 8, 2),
+    },
+    "small": {
+        "product": Configuration(64, 128, 32, 8, 3),
+        "gradient": Configuration(64, 128, 32, 8, 3),
+        "outer": Configuration(64, 128, 32, 8, 3),
+        "fused": Configuration(32, 128, 32, 8, 2),
+    },
+}
+"""32-bit elements."""
+
+WAVES = 2
+"""Programs of the outer product for each processor, as far as there are tokens."""
+PART_STEPS = 8
+"""Steps that a part of the tokens has at least."""
+
+
+def chip(device: torch.device) -> Chip:
+    """Which column of the table a device takes."""
+    major, minor = torch.cuda.get_device_capability(device)
+    if major in (9, 10):
+        return "sm_90"
+    return "sm_80" if (major, minor) == (8, 0) else "small"
+
+
+def configuration(
+    kernel: Kernel, rows: int, columns: int, depth: int, dtype: torch.dtype, device: torch.device
+) -> Configuration:
+    """The shipped configuration of a kernel for a product of this size."""
+    if interpreted():
+        return INTERPRETED
+    how = (HALF if dtype.itemsize == 2 else SINGLE)[chip(device)][kernel]
+    fitted = how._replace(
+        rows=_fitted(how.rows, rows),
+        columns=_fitted(how.columns, columns),
+        depth=_fitted(how.depth, depth),
+    )
+    small = kernel != "fused" and fitted.rows * fitted.columns <= SMALL
+    return fitted._replace(
+        warps=min(4, how.warps) if small else how.warps,
+        stages=1 if depth <= fitted.depth else how.stages,
+    )
+
+
+def _fitted(most: int, size: int) -> int:
+    """A side of a tile: no longer than the table says, nor than the size needs."""
+    return max(LEAST, min(most, power_of_two(size)))
+
+
+def token_parts(tokens: int, programs: int, how: Configuration, device: torch.device) -> int:
+    """Parts that the tokens of an outer product are summed in.
+
+    Args:
+        tokens: how many there are.
+        programs: of one part.
+        how: the kernel's configuration.
+        device: where it runs.
+    """
+    if interpreted():
+        return min(2, ceil_divide(tokens, how.depth))
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    wanted = ceil_divide(WAVES * processors, programs)
+    return max(1, min(wanted, tokens // (PART_STEPS * how.depth)))

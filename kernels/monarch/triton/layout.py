@@ -1,0 +1,88 @@
+"""How tensors lie: hidden values with the tokens last, inputs as they come where that can be read.
+
+Between the products a value belongs to a token and to a triple (l, k, r) of output block, input
+block and rank. The first product has all (l, r) of one k, the second wants all (k, r) of one l.
+With the tokens last,
+
+    hidden[l, k, r, t]
+
+both find runs of tokens whatever the rank: a store of one k writes rows of a tile's tokens, whole
+sectors each, and a load for one l reads k·r neighbouring rows. With the tokens first, rank 1 would
+write single elements. Rows are whole vectors only where there are multiples of 16 tokens; otherwise
+the tokens come first, [t, l, k, r], and a load for one l still reads k·r neighbours.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ropewalk.kernels.interpreter import interpreted
+from ropewalk.kernels.monarch.problem import Problem
+
+WIDEST = 2**23
+"""Elements between neighbours beyond which an offset within a tile may leave 32 bits."""
+VECTOR = 16
+"""What Triton knows to divide a stride; whole vectors of any dtype."""
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def unsupported(x: Tensor) -> str | None:
+    """Why the kernels cannot run on tensors like this one, or None."""
+    if x.dtype not in DTYPES:
+        return f"its kernels take float16, bfloat16 and float32, got {x.dtype}"
+    if x.is_cuda and torch.cuda.get_device_capability(x.device) < (8, 0):
+        return "its kernels are proven for compute capability 8.0 and later"
+    return None
+
+
+def tokens_last(tokens: int) -> bool:
+    """Whether hidden values of so many tokens lie with the tokens last."""
+    return tokens % VECTOR == 0 and tokens < WIDEST
+
+
+def hidden_blocks(hidden: Tensor, problem: Problem) -> Tensor:
+    """A view (tokens, l, k, r) of flat hidden values."""
+    sizes = (problem.output_blocks, problem.input_blocks, problem.rank)
+    if tokens_last(problem.tokens):
+        return hidden.view(*sizes, problem.tokens).permute(3, 0, 1, 2)
+    return hidden.view(problem.tokens, *sizes)
+
+
+def readable(x: Tensor, rows: int) -> Tensor:
+    """x, or a copy of it where a tile of two of its dimensions could not be read as it lies.
+
+    That is where neither dimension has neighbours in memory, as in an expanded gradient, or where
+    they lie very far apart.
+
+    Args:
+        x: three-dimensional.
+        rows: the dimension of a tile's rows; its columns are the last one.
+    """
+    if x.numel() == 0:
+        return x
+    strides = [x.stride(dim) for dim in (rows, -1) if x.shape[dim] > 1]
+    if strides and (1 not in strides or max(strides) >= WIDEST):
+        return x.contiguous()
+    return x
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How tensor cores multiply float32: to its full accuracy unless torch is told otherwise."""
+    if dtype != torch.float32:
+        return "tf32"
+    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def arithmetic(dtype: torch.dtype) -> dict[str, Any]:
+    """Compile-time arguments of every product."""
+    return {
+        "UPCAST": interpreted() and dtype != torch.float32,
+        "PRECISION": precision(dtype),
+    }
+
+
+def run(kernel: Any, programs: int, near: Tensor, **arguments: Any) -> None:
+    """Launches a kernel on the device of `near`."""
+    with torch.cuda.device_of(near):
+        kernel[(programs,)](**arguments)
