@@ -10,6 +10,12 @@ conversion/       monarchize and merge, for whole models
 adapter/          MonarchAdapter, for fine-tuning
 """
 
+from ropewalk.blocks.monarch.inverse import (
+    log_abs_det,
+    monarch_inverse,
+    monarch_solve,
+    monarch_transpose,
+)
 from ropewalk.blocks.monarch.linear import MonarchLinear
 from ropewalk.blocks.monarch.projection import Projection, monarch_project
 from ropewalk.blocks.monarch.shape import MonarchShape
@@ -19,7 +25,11 @@ __all__ = [
     "MonarchLinear",
     "MonarchShape",
     "Projection",
+    "log_abs_det",
+    "monarch_inverse",
     "monarch_matmul",
     "monarch_project",
+    "monarch_solve",
     "monarch_to_dense",
+    "monarch_transpose",
 ]

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ropewalk.blocks.monarch.inverse import log_abs_det, monarch_solve, monarch_transpose
 from ropewalk.blocks.monarch.projection import monarch_project
 from ropewalk.blocks.monarch.shape import Blocks, MonarchShape
 from ropewalk.kernels.backends import check_backend
@@ -218,6 +219,42 @@ class MonarchLinear(nn.Module):
             bias = functional.pad(bias, (0, over))
         y = monarch_matmul(x, self.right, self.left, bias=bias, backend=self.backend)
         return y[..., : shape.out_features] if over else y
+
+    def transpose(self) -> "MonarchLinear":
+        """The layer of the transposed matrix, without a bias: it has copies of the factors."""
+        right, left = monarch_transpose(self.right, self.left)
+        return MonarchLinear.from_factors(
+            right, left, shape=self.shape.mirrored, backend=self.backend
+        ).train(self.training)
+
+    def solve(self, y: Float[Tensor, "*batch out_features"]) -> Float[Tensor, "*batch in_features"]:
+        """The x that the layer makes y of; see `monarch_solve`.
+
+        Raises:
+            ValueError: a layer whose blocks are not square, or that fills up features; a singular
+                block; a width or dtype that does not fit.
+        """
+        self._check_square()
+        if y.ndim < 1 or y.shape[-1] != self.out_features:
+            raise ValueError(f"y: expected (..., {self.out_features}), got {tuple(y.shape)}")
+        return monarch_solve(self.right, self.left, y if self.bias is None else y - self.bias)
+
+    def log_abs_det(self) -> Float[Tensor, ""]:
+        """The logarithm of the absolute value of the determinant; see `log_abs_det`.
+
+        Raises:
+            ValueError: a layer whose blocks are not square, or that fills up features.
+        """
+        self._check_square()
+        return log_abs_det(self.right, self.left)
+
+    def _check_square(self) -> None:
+        shape = self.shape
+        if (shape.padded_in, shape.padded_out) != (shape.in_features, shape.out_features):
+            raise ValueError(
+                f"nblocks: expected numbers that divide the features of a layer that is to be "
+                f"inverted, got {shape.nblocks} for {shape.in_features} to {shape.out_features}"
+            )
 
     @property
     def weight(self) -> Float[Tensor, "out_features in_features"]:
