@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from ropewalk.blocks.monarch.conversion.dense import dense_layer
+from ropewalk.blocks.monarch.conversion.obstacles import Surroundings, attached, inside
 from ropewalk.blocks.monarch.conversion.replacement import replace, take_over
 from ropewalk.blocks.monarch.conversion.report import LayerReport, MonarchReport
 from ropewalk.blocks.monarch.linear import MonarchLinear
@@ -35,21 +36,25 @@ def merge(model: nn.Module) -> MonarchReport:
             "model: expected a model that has layers, got a layer, MonarchLinear, which cannot be "
             "replaced in place; use layer.to_linear()"
         )
-    layers = {
+    found = {
         module: name for name, module in model.named_modules() if isinstance(module, MonarchLinear)
     }
-    for layer, name in layers.items():
-        if layer.right.is_meta or layer.left.is_meta:
+    around = Surroundings(model)
+    obstacles = {layer: _obstacle(layer, around) for layer in found}
+    for layer, name in found.items():
+        if obstacles[layer] is None and (layer.right.is_meta or layer.left.is_meta):
             raise ValueError(
                 f"{name}: expected factors with values, got the meta device; load them first"
             )
     before = sum(parameter.numel() for parameter in model.parameters())
     replacements: dict[nn.Module, nn.Module] = {}
     rows = []
-    for layer, name in layers.items():
-        dense = dense_layer(layer)
-        take_over(dense, layer)
-        replacements[layer] = dense
+    for layer, name in found.items():
+        merged = obstacles[layer] is None
+        if merged:
+            dense = dense_layer(layer)
+            take_over(dense, layer)
+            replacements[layer] = dense
         shape = layer.shape
         rows.append(
             LayerReport(
@@ -60,11 +65,21 @@ def merge(model: nn.Module) -> MonarchReport:
                 nblocks=shape.nblocks,
                 rank=shape.rank,
                 parameters_before=shape.parameters,
-                parameters_after=shape.dense_parameters,
+                parameters_after=shape.dense_parameters if merged else shape.parameters,
                 flops_before=shape.flops,
-                flops_after=shape.dense_flops,
+                flops_after=shape.dense_flops if merged else shape.flops,
+                skipped=obstacles[layer],
             )
         )
     replace(model, replacements)
     after = sum(parameter.numel() for parameter in model.parameters())
     return MonarchReport(tuple(rows), before, after)
+
+
+def _obstacle(layer: MonarchLinear, around: Surroundings) -> str | None:
+    """Why a layer stays Monarch."""
+    if type(layer) is not MonarchLinear:
+        return (
+            f"{type(layer).__name__} is more than a MonarchLinear; merge or remove adapters first"
+        )
+    return inside(around.above(layer)) or attached(layer, {"right", "left", "bias"})

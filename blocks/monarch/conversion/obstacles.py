@@ -16,9 +16,8 @@ from ropewalk.blocks.monarch.conversion.dense import is_transposed
 from ropewalk.blocks.monarch.conversion.matching import Found
 from ropewalk.blocks.monarch.linear import MonarchLinear
 
-_OWN = ("weight", "bias")
 # Children by which adapters hold the layer that they change; they read its weight to merge.
-_WRAPPED = ("base_layer", "original_module", "linear", "base")
+_WRAPPED = ("base_layer", "original_module")
 _STATE_HOOKS = (
     "_state_dict_hooks",
     "_state_dict_pre_hooks",
@@ -73,11 +72,11 @@ def obstacle(found: Found, around: Surroundings) -> str | None:
         return "is a MonarchLinear already"
     return (
         _wrapped(module)
-        or _above(around.above(module))
+        or inside(around.above(module))
         or _computed(module)
         or _weight(module, around)
         or _other_class(module)
-        or _attached(module)
+        or attached(module, {"weight", "bias"})
     )
 
 
@@ -90,15 +89,15 @@ def _wrapped(module: nn.Module) -> str | None:
     return None
 
 
-def _above(ancestors: list[nn.Module]) -> str | None:
+def inside(ancestors: list[nn.Module]) -> str | None:
+    """What is above a layer and does more with it than call it, if there is such."""
     for ancestor in ancestors:
         kind = type(ancestor).__name__
         if isinstance(ancestor, nn.MultiheadAttention):
             return f"is inside {kind}, which reads its weight and never calls it"
         if kind in ("FullyShardedDataParallel", "DistributedDataParallel"):
             return f"is inside {kind}, which holds its parameters; convert before wrapping"
-        is_adapter = any(name in ancestor._modules for name in ("base_layer", "original_module"))
-        if is_adapter or hasattr(ancestor, "adapter_names"):
+        if any(name in ancestor._modules for name in _WRAPPED):
             return f"is inside {kind}, which reads its weight; merge or unload the adapter first"
     return None
 
@@ -157,14 +156,15 @@ def _other_class(module: nn.Module) -> str | None:
     return None
 
 
-def _attached(module: nn.Module) -> str | None:
+def attached(module: nn.Module, own: set[str]) -> str | None:
+    """What hangs on a layer that another could not take over; its `own` are its parameters."""
     if "forward" in vars(module) or hasattr(module, "_hf_hook"):
         return "its forward was replaced, as accelerate does to move weights"
     if getattr(module, "_compiled_call_impl", None) is not None:
         return "was compiled by itself; convert first"
-    more = [*(module._parameters.keys() - set(_OWN)), *module._buffers, *module._modules]
+    more = [*(module._parameters.keys() - own), *module._buffers, *module._modules]
     if more:
-        return f"holds more than a weight and a bias: {', '.join(sorted(more))}"
+        return f"holds more than {', '.join(sorted(own))}: {', '.join(sorted(more))}"
     if any(getattr(module, name, None) for name in _STATE_HOOKS):
         return "has hooks on its state dict, which would not find its weight"
     return None

@@ -19,6 +19,8 @@ _HOOKS = (
     "_backward_pre_hooks",
     "_is_full_backward_hook",
 )
+# What a layer knows of itself: of a MonarchLinear and of a Conv1D. All else somebody else has set.
+_OWN = {"shape", "backend", "relative_error", "merges_into", "nf", "nx"}
 
 
 def take_over(new: nn.Module, old: nn.Module) -> None:
@@ -30,14 +32,9 @@ def take_over(new: nn.Module, old: nn.Module) -> None:
     bias = old._parameters.get("bias")
     if bias is not None:
         new.register_parameter("bias", bias)
-    known = vars(nn.Linear(1, 1, device="meta")).keys() | vars(new).keys() | {"nf", "nx"}
     for name, value in vars(old).items():
-        if name not in known and name not in _OF_MONARCH:
+        if name not in vars(new) and name not in _OWN:
             object.__setattr__(new, name, value)
-
-
-# What a MonarchLinear knows of itself and a dense layer need not.
-_OF_MONARCH = {"shape", "backend", "relative_error", "merges_into"}
 
 
 def replace(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
