@@ -1,0 +1,39 @@
+"""Fine-tuning by Monarch matrices beside frozen linear layers.
+
+layer.py       MonarchAdapter: one layer and its adapters
+branch.py      one adapter: a Monarch matrix that starts at zero
+merging.py     adding adapters to a weight
+names.py       what adapters may be called
+base_layer.py  what can be wrapped
+model.py       add, activate, freeze, remove and merge, for whole models
+lookup.py      which layers have adapters
+state.py       saving and loading an adapter alone
+"""
+
+from ropewalk.blocks.monarch.adapter.layer import MonarchAdapter
+from ropewalk.blocks.monarch.adapter.lookup import adapters_of
+from ropewalk.blocks.monarch.adapter.model import (
+    activate_adapters,
+    add_adapters,
+    mark_only_adapters_trainable,
+    merge_adapters,
+    remove_adapters,
+)
+from ropewalk.blocks.monarch.adapter.state import (
+    LoadedAdapter,
+    adapter_state_dict,
+    load_adapter_state_dict,
+)
+
+__all__ = [
+    "LoadedAdapter",
+    "MonarchAdapter",
+    "activate_adapters",
+    "adapter_state_dict",
+    "adapters_of",
+    "add_adapters",
+    "load_adapter_state_dict",
+    "mark_only_adapters_trainable",
+    "merge_adapters",
+    "remove_adapters",
+]

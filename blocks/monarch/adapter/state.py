@@ -1,0 +1,124 @@
+"""What an adapter has learned, as a state dict: for safetensors, and for models that get it.
+
+    <layer>.right, <layer>.left     the factors
+    <layer>.scaling                 0-d float64; without it the factors say half of the function
+
+The adapter's own name is no part of the keys, so that it can be loaded under another one.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ropewalk.blocks.monarch.adapter.branch import MonarchBranch
+from ropewalk.blocks.monarch.adapter.lookup import adapted_layers, layers_with
+
+_SCALING = "scaling"
+
+
+class LoadedAdapter(NamedTuple):
+    """What did not fit when an adapter was loaded.
+
+    Attributes:
+        missing: keys that the model has and the state dict has not.
+        unexpected: keys that the state dict has and the model has not.
+    """
+
+    missing: list[str]
+    unexpected: list[str]
+
+
+def adapter_state_dict(model: nn.Module, *, name: str = "default") -> dict[str, Tensor]:
+    """The factors and the scaling of one adapter in all layers, and nothing else of the model.
+
+    Args:
+        model: with adapters.
+        name: of the adapter.
+
+    Returns:
+        Detached and contiguous tensors, as `safetensors.torch.save_file` takes them. They share
+        memory with the model.
+
+    Raises:
+        KeyError: an adapter that no layer has.
+        ValueError: no adapters at all.
+    """
+    state: dict[str, Tensor] = {}
+    for key, branch in _branches(model, name).items():
+        state[f"{key}right"] = branch.right.detach().contiguous()
+        state[f"{key}left"] = branch.left.detach().contiguous()
+        state[f"{key}{_SCALING}"] = torch.tensor(branch.scaling, dtype=torch.float64)
+    return state
+
+
+def load_adapter_state_dict(
+    model: nn.Module, state: Mapping[str, Tensor], *, name: str = "default", strict: bool = True
+) -> LoadedAdapter:
+    """Gives an adapter of a model, which `add_adapters` has put there, what another has learned.
+
+    Args:
+        model: with such an adapter, of the same blocks and rank.
+        state: from `adapter_state_dict`. Values are cast to the dtype of the adapter.
+        name: of the adapter.
+        strict: refuse keys that are missing or unexpected; they are returned in any case.
+
+    Raises:
+        KeyError: an adapter that no layer has; with `strict` keys that do not fit.
+        ValueError: no adapters at all; shapes that do not fit; merged adapters. Nothing has been
+            changed then.
+    """
+    branches = _branches(model, name)
+    for path, layer in adapted_layers(model).items():
+        if name in layer.merged:
+            raise ValueError(f"{path}: expected {name!r} not to be merged; unmerge() first")
+    ours = {f"{key}{part}" for key in branches for part in ("right", "left", _SCALING)}
+    missing, unexpected = sorted(ours - state.keys()), sorted(state.keys() - ours)
+    if strict and (missing or unexpected):
+        raise KeyError(
+            f"state: expected the keys of adapter {name!r}; missing: {_listed(missing)}; "
+            f"unexpected: {_listed(unexpected)}; add_adapters must match the same layers, or say "
+            "strict=False"
+        )
+    for key, branch in branches.items():
+        for part, shape in (("right", branch.right.shape), ("left", branch.left.shape)):
+            given = state.get(f"{key}{part}")
+            if given is not None and given.shape != shape:
+                raise ValueError(
+                    f"{key}{part}: expected {tuple(shape)}, got {tuple(given.shape)}; add_adapters "
+                    f"with the nblocks and rank of what is loaded (this one has nblocks="
+                    f"{branch.shape.nblocks}, rank={branch.shape.rank})"
+                )
+    for key, branch in branches.items():
+        _fill(branch, key, state)
+    return LoadedAdapter(missing, unexpected)
+
+
+@torch.no_grad()
+def _fill(branch: MonarchBranch, key: str, state: Mapping[str, Tensor]) -> None:
+    for part in ("right", "left"):
+        parameter: nn.Parameter = getattr(branch, part)
+        given = state.get(f"{key}{part}")
+        if given is None:
+            continue
+        if parameter.is_meta:
+            # Nothing can be copied into it; the values bring their device with them.
+            values = given.detach().to(parameter.dtype, copy=True)
+            setattr(branch, part, nn.Parameter(values, requires_grad=parameter.requires_grad))
+        else:
+            parameter.copy_(given)
+    scaling = state.get(f"{key}{_SCALING}")
+    if scaling is not None:
+        branch.scaling = float(scaling)
+
+
+def _branches(model: nn.Module, name: str) -> dict[str, MonarchBranch]:
+    """The adapter in each layer, by what its keys begin with."""
+    having = layers_with(adapted_layers(model), name)
+    return {f"{path}." if path else "": layer.branch(name) for path, layer in having.items()}
+
+
+def _listed(keys: list[str]) -> str:
+    shown = ", ".join(keys[:4])
+    return f"{shown} and {len(keys) - 4} more" if len(keys) > 4 else shown or "none"

@@ -1,0 +1,123 @@
+"""Saving an adapter alone, and loading it elsewhere."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ropewalk.blocks.monarch.adapter import (
+    MonarchAdapter,
+    activate_adapters,
+    adapter_state_dict,
+    add_adapters,
+    load_adapter_state_dict,
+)
+
+
+def model(name="default", **options):
+    torch.manual_seed(0)
+    made = nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 9))
+    options = {"nblocks": (2, 3), "rank": 2, **options}
+    add_adapters(made, match="*", name=name, **options)
+    return made
+
+
+X = torch.randn(4, 12)
+
+
+def test_only_the_adapter_is_saved(taught):
+    made = taught(model())
+    state = adapter_state_dict(made)
+    assert set(state) == {
+        f"{layer}.{part}" for layer in "02" for part in ("right", "left", "scaling")
+    }
+    assert all(not value.requires_grad for value in state.values())
+    assert state["0.right"].data_ptr() == made[0].branch("default").right.data_ptr()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_round_trip_through_a_file_under_another_name(taught, tmp_path, dtype):
+    made = taught(model(scaling=0.3)).to(dtype)
+    x = X.to(dtype)
+    save_file(adapter_state_dict(made), tmp_path / "adapter.safetensors")
+    other = model(name="theirs").to(dtype)
+    assert not torch.allclose(other(x), made(x))
+    loaded = load_adapter_state_dict(
+        other, load_file(tmp_path / "adapter.safetensors"), name="theirs"
+    )
+    assert loaded == ([], [])
+    assert torch.equal(other(x), made(x))
+    assert other[0].branch("theirs").scaling == 0.3
+    other[0].branch("theirs").left.data.zero_()  # copied, not shared
+    assert made[0].branch("default").left.any()
+
+
+def test_one_of_several_adapters(taught):
+    made = model(name="a")
+    add_adapters(made, match="2", name="b", nblocks=3)
+    taught(made)
+    state = adapter_state_dict(made, name="b")
+    assert set(state) == {"2.right", "2.left", "2.scaling"}
+    other = model(name="a")
+    add_adapters(other, match="2", name="b", nblocks=3)
+    load_adapter_state_dict(other, state, name="b")
+    for each in (made, other):
+        activate_adapters(each, "b")
+    assert torch.equal(other(X), made(X))
+
+
+def test_values_are_cast_and_fill_the_meta_device(taught):
+    made = taught(model())
+    half = model().bfloat16()
+    load_adapter_state_dict(half, adapter_state_dict(made))
+    left = half[0].branch("default").left
+    assert torch.equal(left, made[0].branch("default").left.bfloat16())
+    with torch.device("meta"):
+        empty = nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 9))
+    add_adapters(empty, match="*", nblocks=(2, 3), rank=2)
+    load_adapter_state_dict(empty, adapter_state_dict(made))
+    branch = empty[0].branch("default")
+    assert torch.equal(branch.left, made[0].branch("default").left)
+    assert branch.left.requires_grad
+    assert empty[0].weight.is_meta
+
+
+def test_a_single_layer(taught):
+    layer = taught(MonarchAdapter(nn.Linear(12, 9), nblocks=3))
+    state = adapter_state_dict(layer)
+    assert set(state) == {"right", "left", "scaling"}
+    other = MonarchAdapter(layer.base_layer, nblocks=3)
+    load_adapter_state_dict(other, state)
+    assert torch.equal(other(X), layer(X))
+
+
+def test_what_does_not_fit_is_reported(taught):
+    made = taught(model())
+    state = dict(adapter_state_dict(made))
+    state["7.right"] = state.pop("0.right")
+    with pytest.raises(KeyError, match=r"missing: 0.right; unexpected: 7.right; add_adapters must"):
+        load_adapter_state_dict(model(), state)
+    other = model()
+    loaded = load_adapter_state_dict(other, state, strict=False)
+    assert loaded.missing == ["0.right"]
+    assert loaded.unexpected == ["7.right"]
+    assert torch.equal(other[2].branch("default").right, made[2].branch("default").right)
+
+
+def test_what_is_refused_changes_nothing(taught):
+    state = adapter_state_dict(taught(model()))
+    other = model()
+    before = {key: value.clone() for key, value in other.state_dict().items()}
+    broken = {**state, "2.left": state["2.left"][:, :1]}
+    with pytest.raises(ValueError, match=r"2.left: expected \(3, 3, 4\), got \(3, 1, 4\); add_ada"):
+        load_adapter_state_dict(other, broken)
+    with pytest.raises(KeyError, match="expected one of default, got 'b'"):
+        load_adapter_state_dict(other, state, name="b")
+    with pytest.raises(KeyError, match="expected one of default, got 'b'"):
+        adapter_state_dict(other, name="b")
+    with pytest.raises(ValueError, match="expected one with Monarch adapters"):
+        load_adapter_state_dict(nn.Sequential(nn.Linear(2, 2)), state)
+    torch.testing.assert_close(dict(other.state_dict()), before, rtol=0, atol=0)
+    other[0].merge()
+    with pytest.raises(ValueError, match=r"0: expected 'default' not to be merged; unmerge\(\)"):
+        load_adapter_state_dict(other, state)
