@@ -24,7 +24,13 @@ from ropewalk.blocks.monarch.projection import monarch_project
 from ropewalk.blocks.monarch.shape import Blocks, MonarchShape
 from ropewalk.kernels.backends import check_backend
 from ropewalk.kernels.dtypes import statistics_dtype
-from ropewalk.kernels.monarch import Backend, check_factors, monarch_matmul, monarch_to_dense
+from ropewalk.kernels.monarch import (
+    Backend,
+    check_factors,
+    merged_from,
+    monarch_matmul,
+    monarch_to_dense,
+)
 from ropewalk.kernels.monarch.backend import BACKENDS
 
 
@@ -297,7 +303,9 @@ class MonarchLinear(nn.Module):
         """The backend, and from how many rows `auto` multiplies by the merged matrix."""
         if self.backend != "auto":
             return self.backend
-        return "auto"
+        rows = merged_from(self.right, self.left)
+        where = self.right.device.type
+        return f"auto (on {where} {'never dense' if rows is None else f'dense from {rows} rows'})"
 
 
 def _wide(x: Tensor) -> Tensor:

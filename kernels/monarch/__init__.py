@@ -14,7 +14,7 @@ triton/        kernels on a GPU
 
 from ropewalk.kernels.monarch.activation import ACTIVATIONS, Activation
 from ropewalk.kernels.monarch.backend import Backend
-from ropewalk.kernels.monarch.break_even import merged_is_faster
+from ropewalk.kernels.monarch.break_even import merged_from
 from ropewalk.kernels.monarch.dense import monarch_to_dense
 from ropewalk.kernels.monarch.matmul import monarch_matmul
 from ropewalk.kernels.monarch.validation import check_factors
@@ -24,7 +24,7 @@ __all__ = [
     "Activation",
     "Backend",
     "check_factors",
-    "merged_is_faster",
+    "merged_from",
     "monarch_matmul",
     "monarch_to_dense",
 ]

@@ -1,9 +1,49 @@
-"""Below which sizes one product with the merged matrix is faster than two with the factors."""
+"""What `auto` takes: the factors, or one product with the merged matrix.
+
+In multiplications, for t rows, D = in · out and P parameters:
+
+    factors    t · (P + c · (in + out + 2 · width))    each value that passes through memory is as
+                                                       dear as c multiplications
+    merged     t · D + D · (r + m)                     the matrix is made first, at each call
+
+c and m are measured (benchmarks/README.md, suite `monarch`). On a GPU nothing is: there the merged
+matrix is taken where it needs fewer multiplications, which is certain to be faster, and nowhere
+else. The same holds for the backward pass, in which every term trebles.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+PASSING = {torch.float32: 32, torch.float64: 16, torch.bfloat16: 200, torch.float16: 200}
+"""c of a CPU: matrix units make multiplications of half precision cheap, and memory no faster."""
+MAKING = 48
+"""m of a CPU: writing the matrix."""
+AT_ONCE = 2**18
+"""Values of all rows up to which a CPU needs no chunks: they fit its cache."""
 
 
-def merged_is_faster(
-    *, tokens: int, in_features: int, out_features: int, parameters: int, rank: int, device: str
-) -> bool:
-    """Placeholder rule until measured: operations only."""
-    merging = rank * in_features * out_features
-    return tokens * in_features * out_features + merging <= tokens * parameters
+def merged_from(right: Tensor, left: Tensor) -> int | None:
+    """The least number of rows from which the merged matrix is faster, or None.
+
+    Args:
+        right: (k, l·r, p).
+        left: (l, s, k·r), of its dtype and on its device.
+    """
+    (k, rows, p), (blocks, s, _) = right.shape, left.shape
+    inputs, outputs, width, rank = k * p, blocks * s, k * rows, rows // blocks
+    on_cpu = right.device.type == "cpu"
+    passing = PASSING.get(right.dtype, 0) if on_cpu else 0
+    making = MAKING if on_cpu else 0
+    parameters = width * (p + s)
+    saved = parameters + passing * (inputs + outputs + 2 * width) - inputs * outputs
+    if saved <= 0:
+        return None
+    return math.ceil(inputs * outputs * (rank + making) / saved)
+
+
+def fits_at_once(rows: int, right: Tensor, left: Tensor) -> bool:
+    """Whether a CPU needs no chunks of tokens, so that plain products are the fastest."""
+    (k, hidden, p), (blocks, s, _) = right.shape, left.shape
+    return right.device.type == "cpu" and rows * max(k * p, k * hidden, blocks * s) <= AT_ONCE

@@ -1,5 +1,7 @@
 """`monarch_matmul`: rows times a Monarch matrix, by its two block-diagonal factors."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -9,7 +11,7 @@ from ropewalk.kernels.backends import check_backend
 from ropewalk.kernels.monarch import validation
 from ropewalk.kernels.monarch.activation import Activation
 from ropewalk.kernels.monarch.backend import BACKENDS, Backend
-from ropewalk.kernels.monarch.break_even import merged_is_faster
+from ropewalk.kernels.monarch.break_even import fits_at_once, merged_from
 from ropewalk.kernels.monarch.dense import batched_product, dense_product
 from ropewalk.kernels.monarch.op import monarch_op
 
@@ -79,16 +81,10 @@ def monarch_matmul(
     validation.check_tensors(x, right, left, bias)
     validation.check_options(activation, block_major_output, x)
     check_backend(backend, BACKENDS)
-    batch, (k, _, p), (blocks, size, columns) = x.shape[:-1], right.shape, left.shape
+    batch, (k, _, p), (blocks, size, _) = x.shape[:-1], right.shape, left.shape
     rows = x.reshape(-1, k * p)
-    rank = columns // k
-    if backend == "auto" and merged_is_faster(
-        tokens=rows.shape[0], in_features=k * p, out_features=blocks * size,
-        parameters=right.numel() + left.numel(), rank=rank, device=x.device.type,
-    ):  # fmt: skip
-        backend = "dense"
-    if backend == "dense" or x.is_complex():
-        product = dense_product if backend == "dense" else batched_product
+    product = _in_ordinary_torch(rows, right, left, backend)
+    if product is not None:
         y = product(rows, right, left, bias, activation, block_major_output)
     else:
         y, _ = monarch_op(
@@ -97,6 +93,21 @@ def monarch_matmul(
         )  # fmt: skip
     shape = (blocks, *batch, size) if block_major_output else (*batch, blocks * size)
     return y.reshape(shape)
+
+
+def _in_ordinary_torch(
+    rows: Tensor, right: Tensor, left: Tensor, backend: str
+) -> Callable[..., Tensor] | None:
+    """The product that is no operator, if there is to be none."""
+    if backend == "dense":
+        return dense_product
+    if backend == "auto":
+        least = merged_from(right, left)
+        if least is not None and rows.shape[0] >= least:
+            return dense_product
+        if fits_at_once(rows.shape[0], right, left):
+            return batched_product
+    return batched_product if rows.is_complex() else None
 
 
 def _keeps_hidden(

@@ -11,7 +11,7 @@ from torch import Tensor
 from ropewalk.kernels.monarch.problem import Problem
 
 CACHED = 2**18
-"""Hidden values of a chunk on a CPU: 1 MiB in float32."""
+"""Values of a chunk on a CPU, before, between or after the products: 1 MiB in float32."""
 FEWEST = 32
 """Tokens of a chunk on a CPU; fewer make thin products."""
 
@@ -19,13 +19,14 @@ FEWEST = 32
 def token_chunks(problem: Problem) -> Iterator[slice]:
     """Slices of tokens, in order; none where there are no tokens.
 
-    On a CPU a chunk has at least twice as many tokens as a block has features: the products of
-    large blocks are bound by arithmetic, and the sums of the factors' gradients are long enough.
+    On a CPU a chunk has at least as many tokens as a block has features: the products of large
+    blocks are bound by arithmetic, and the sums of the factors' gradients are to be long.
     """
     step = problem.tokens
     if problem.x.device.type == "cpu":
-        side = max(problem.input_size, problem.output_size)
-        step = max(FEWEST, 2 * side, CACHED // problem.width)
+        k, p = problem.x.shape[1:]
+        outputs, s, _ = problem.left.shape
+        step = max(FEWEST, p, s, CACHED // max(problem.width, k * p, outputs * s))
     for start in range(0, problem.tokens, max(step, 1)):
         yield slice(start, min(start + step, problem.tokens))
 

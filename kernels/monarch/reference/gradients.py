@@ -18,7 +18,6 @@ from ropewalk.kernels.monarch.reference.chunks import hidden_of, token_chunks
 from ropewalk.kernels.monarch.reference.products import (
     first_product,
     hidden_view,
-    ranks_first,
     second_product,
 )
 
@@ -28,7 +27,6 @@ def backward(problem: Problem, hidden: Tensor | None, y_grad: Tensor, needs: Nee
     x = problem.x
     y_grad = problem.blocks_of(y_grad)
     mirror = problem.mirrored(y_grad)
-    rows = ranks_first(mirror)
     x_grad = x.new_empty(x.shape) if needs.x else None
     right_sum = _sum_like(problem.right) if needs.right else None
     left_sum = _sum_like(problem.left) if needs.left else None
@@ -48,7 +46,7 @@ def backward(problem: Problem, hidden: Tensor | None, y_grad: Tensor, needs: Nee
             _add_product(left_sum, z_grad.permute(1, 2, 0), inner.permute(1, 2, 0))
         if x_grad is None and right_sum is None:
             continue
-        inner_grad = first_product(mirror, rows, z_grad, None)
+        inner_grad = first_product(mirror, z_grad, None)
         if right_sum is not None:
             _add_product(right_sum, inner_grad.transpose(0, 1), x[chunk].transpose(0, 1))
         if x_grad is not None:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 
 import pytest
 import torch
@@ -209,6 +210,9 @@ def test_its_text_counts_parameters_and_operations():
     near = MonarchLinear.from_linear(nn.Linear(16, 16), backend="reference")
     assert f"relative_error={near.relative_error:.4f}" in repr(near)
     assert "backend=reference" in repr(near)
+    assert "backend=auto (on cpu never dense)" in words
+    small = repr(MonarchLinear(64, 64, nblocks=4, rank=16))
+    assert re.search(r"backend=auto \(on cpu dense from \d+ rows\)", small)
 
 
 def test_from_factors_checks_and_copies():
