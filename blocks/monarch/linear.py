@@ -169,7 +169,10 @@ class MonarchLinear(nn.Module):
         if shape is None:
             (k, rows, p), (blocks, size, _) = right.shape, left.shape
             shape = MonarchShape(k * p, blocks * size, k, blocks, rows // blocks)
-        given = {"right": (right, shape.right_shape), "left": (left, shape.left_shape)}
+        given: dict[str, tuple[Tensor, tuple[int, ...]]] = {
+            "right": (right, shape.right_shape),
+            "left": (left, shape.left_shape),
+        }
         if bias is not None:
             given["bias"] = (bias, (shape.out_features,))
         for name, (tensor, expected) in given.items():

@@ -45,7 +45,8 @@ def test_many_rows_are_multiplied_by_the_matrix_where_that_is_less_work(
     right, left = factors(256, blocks, rank)
     expected = "dense_product" if dense else "monarch_op"
     assert way(monkeypatch, 4096, right, left) == [expected]
-    assert (merged_from(right, left) is not None and merged_from(right, left) <= 4096) == dense
+    least = merged_from(right, left)
+    assert (least is not None and least <= 4096) == dense
 
 
 def test_the_break_even_is_where_it_says(monkeypatch):
