@@ -223,7 +223,8 @@ class MonarchLinear(nn.Module):
                 f"x: expected a floating-point dtype, got {x.dtype}; use .to(layer.right)"
             )
         bias, over = self.bias, shape.padded_out - shape.out_features
-        x = functional.pad(x, (0, shape.padded_in - shape.in_features))
+        if shape.padded_in > shape.in_features:
+            x = functional.pad(x, (0, shape.padded_in - shape.in_features))
         if bias is not None and over:
             bias = functional.pad(bias, (0, over))
         y = monarch_matmul(x, self.right, self.left, bias=bias, backend=self.backend)
