@@ -108,9 +108,15 @@ def _names(everything: list[Found], pattern: str = "") -> str:
     )
     if not general:
         return "it has no linear layer"
-    near = difflib.get_close_matches(pattern, general, n=5, cutoff=0.5)
-    words = [word for word in re.split(r"[^a-z0-9_]+", pattern.lower()) if len(word) > 1]
-    near += [name for name in general if any(word in name for word in words)]
-    listed = list(dict.fromkeys([*near, *general]))
+    words = re.findall(r"\w{2,}", pattern.lower())
+    listed = sorted(general, key=lambda name: -_likeness(words, name.lower()))
     rest = f" and {len(listed) - 8} more" if len(listed) > 8 else ""
     return f"its layers are {', '.join(listed[:8])}{rest}"
+
+
+def _likeness(words: list[str], name: str) -> float:
+    """How much each word is like the part of a name that is most like it, in all."""
+    parts = name.split(".")
+    return sum(
+        max(difflib.SequenceMatcher(None, word, part).ratio() for part in parts) for word in words
+    )

@@ -1,5 +1,7 @@
 """The projection by output: identities, and optimality against other ways."""
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -94,7 +96,7 @@ def test_more_sweeps_are_never_farther(nblocks) -> None:
         ).output_error
         for sweeps in (0, 1, 2, 4, 8)
     ]
-    assert all(b <= a * (1 + 1e-9) for a, b in zip(errors, errors[1:], strict=False))
+    assert all(b <= a * (1 + 1e-9) for a, b in itertools.pairwise(errors))
     # Slices meet in the moment only where there are several.
     assert (errors[-1] < 0.99 * errors[0]) == (nblocks > 1)
 

@@ -1,0 +1,112 @@
+"""Blocks and rank by what is asked for."""
+
+import pytest
+import torch
+from torch import nn
+
+from ropewalk.blocks.monarch import MonarchShape, monarch_project
+from ropewalk.blocks.monarch.conversion import monarchize
+from ropewalk.blocks.monarch.conversion.sizes import AUTO_BLOCKS
+
+
+@pytest.fixture
+def weight() -> torch.Tensor:
+    """(40, 24) with a decaying spectrum and structure in its slices."""
+    generator = torch.Generator().manual_seed(5)
+    smooth = torch.randn(40, 3, generator=generator) @ torch.randn(3, 24, generator=generator)
+    sparse = torch.randn(40, 24, generator=generator)
+    return smooth + 4 * sparse * (torch.rand(40, 24, generator=generator) < 0.1)
+
+
+def converted(weight: torch.Tensor, **options):
+    model = nn.Sequential(nn.Linear(24, 40))
+    with torch.no_grad():
+        model[0].weight.copy_(weight)
+    (row,) = monarchize(model, match="*", **options).layers
+    return row
+
+
+def possible(weight: torch.Tensor):
+    """Every shape with as many blocks on either side, and its error."""
+    for blocks in (1, 2, 4):
+        for rank in range(1, min(-(-24 // blocks), -(-40 // blocks)) + 1):
+            found = monarch_project(weight, nblocks=blocks, rank=rank)
+            yield found.shape, found.relative_error
+
+
+@pytest.mark.parametrize("times", [1, 1.3, 1.7, 2, 3])
+def test_compression_takes_the_greatest_rank_that_fits(weight, times) -> None:
+    row = converted(weight, nblocks=4, target_compression=times)
+    assert row.parameters_before / row.parameters_after >= times
+    if row.rank < MonarchShape.of(24, 40, nblocks=4, rank=1).full_rank:
+        more = MonarchShape.of(24, 40, nblocks=4, rank=row.rank + 1)
+        assert row.parameters_before / more.parameters < times
+
+
+@pytest.mark.parametrize("times", [2, 3, 5])
+def test_compression_with_any_blocks_takes_the_least_error(weight, times) -> None:
+    row = converted(weight, nblocks="auto", target_compression=times)
+    fitting = [error for shape, error in possible(weight) if shape.parameters <= 24 * 40 / times]
+    assert row.relative_error == pytest.approx(min(fitting), rel=1e-5)
+
+
+@pytest.mark.parametrize("error", [0.7, 0.5, 0.35])
+def test_an_error_takes_the_least_rank_that_keeps_it(weight, error) -> None:
+    row = converted(weight, nblocks=4, max_relative_error=error)
+    assert row.relative_error <= error
+    if row.rank > 1:
+        assert monarch_project(weight, nblocks=4, rank=row.rank - 1).relative_error > error
+
+
+@pytest.mark.parametrize("error", [0.7, 0.4, 0.2])
+def test_an_error_with_any_blocks_takes_the_fewest_parameters(weight, error) -> None:
+    row = converted(weight, nblocks="auto", max_relative_error=error)
+    fitting = [shape.parameters for shape, found in possible(weight) if found <= error]
+    assert row.relative_error <= error
+    assert row.parameters_after == min(fitting)
+
+
+def test_with_calibration_the_error_is_that_of_the_output(weight, inputs) -> None:
+    rows = {}
+    for rank in (None, *range(1, 7)):
+        options = {"rank": rank} if rank else {"max_relative_error": 0.35}
+        rows[rank] = converted(weight, nblocks=4, calibration=[inputs], **options)
+    least = rows[None].rank
+    assert rows[None].output_error <= 0.35
+    assert rows[None].output_error == pytest.approx(rows[least].output_error)
+    assert least == 1 or rows[least - 1].output_error > 0.35
+    assert least < converted(weight, nblocks=4, max_relative_error=0.35).rank
+
+
+def test_what_a_layer_cannot_reach_is_skipped_with_the_reason(weight) -> None:
+    cases = [
+        ({"nblocks": 4, "max_relative_error": 1e-3}, "and dense has 960"),
+        ({"nblocks": "auto", "max_relative_error": 1e-3}, "and dense has 960"),
+        ({"nblocks": 4, "target_compression": 100}, "more than 1/100 of 960"),
+        ({"nblocks": 4, "rank": 7}, "rank: expected at most 6"),
+        ({"nblocks": 7, "rank": 1}, "nblocks: expected k·l ≤ 40"),
+        ({"nblocks": 6, "max_relative_error": 0.1}, "and dense"),
+    ]
+    for options, message in cases:
+        row = converted(weight, **options)
+        assert message in row.skipped
+        assert row.parameters_after == row.parameters_before == 960
+
+
+def test_more_blocks_than_a_layer_has_features_are_left_out_of_auto() -> None:
+    assert max(AUTO_BLOCKS) > 7
+    model = nn.Sequential(nn.Linear(7, 3))
+    (row,) = monarchize(model, match="*", nblocks="auto", target_compression=2).layers
+    assert row.skipped is None
+
+
+def test_weights_of_zeros_are_converted_without_an_error(inputs) -> None:
+    zeros = torch.zeros(40, 24)
+    for options in (
+        {"rank": 1},
+        {"target_compression": 2},
+        {"max_relative_error": 0.5},
+        {"max_relative_error": 0.5, "calibration": [inputs]},
+    ):
+        row = converted(zeros, nblocks=2, **options)
+        assert row.relative_error == 0
