@@ -27,6 +27,14 @@ SMALL = 64 * 64
 """Elements of a tile of the result up to which four warps are enough."""
 
 
+class Sizes(NamedTuple):
+    """Of a product: rows, columns, and what is summed over."""
+
+    rows: int
+    columns: int
+    depth: int
+
+
 class Configuration(NamedTuple):
     """How one kernel runs.
 
@@ -97,6 +105,10 @@ SINGLE: dict[Chip, dict[Kernel, Configuration]] = {
 }
 """32-bit elements."""
 
+MOST_WARPS = 8
+ELEMENTS = 16
+"""Of a tile that are loaded one by one, for each thread."""
+
 WAVES = 2
 """Programs of the outer product for each processor, as far as there are tokens."""
 PART_STEPS = 8
@@ -112,22 +124,40 @@ def chip(device: torch.device) -> Chip:
 
 
 def configuration(
-    kernel: Kernel, rows: int, columns: int, depth: int, dtype: torch.dtype, device: torch.device
+    kernel: Kernel,
+    sizes: Sizes,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    awkward: tuple[bool, bool] = (False, False),
 ) -> Configuration:
-    """The shipped configuration of a kernel for a product of this size."""
+    """The shipped configuration of a kernel.
+
+    Args:
+        kernel: which one.
+        sizes: of the product.
+        dtype: of the tensors.
+        device: where they are.
+        awkward: whether what gives the rows, and what gives the columns, must be loaded element by
+            element, which takes a register or three for each.
+    """
     if interpreted():
         return INTERPRETED
+    rows, columns, depth = sizes
     how = (HALF if dtype.itemsize == 2 else SINGLE)[chip(device)][kernel]
     fitted = how._replace(
         rows=_fitted(how.rows, rows),
         columns=_fitted(how.columns, columns),
         depth=_fitted(how.depth, depth),
     )
-    small = kernel != "fused" and fitted.rows * fitted.columns <= SMALL
-    return fitted._replace(
-        warps=min(4, how.warps) if small else how.warps,
-        stages=1 if depth <= fitted.depth else how.stages,
-    )
+    if any(awkward):
+        sides = (fitted.rows, fitted.columns)
+        longest = max(side for side, slow in zip(sides, awkward, strict=True) if slow)
+        most = max(LEAST, ELEMENTS * 32 * MOST_WARPS // longest)
+        fitted = fitted._replace(depth=min(fitted.depth, most), warps=MOST_WARPS)
+    elif kernel != "fused" and fitted.rows * fitted.columns <= SMALL:
+        fitted = fitted._replace(warps=min(4, how.warps))
+    return fitted._replace(stages=1 if depth <= fitted.depth else how.stages)
 
 
 def _fitted(most: int, size: int) -> int:

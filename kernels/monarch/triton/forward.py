@@ -1,12 +1,14 @@
 """Launches of the forward: two kernels with the hidden values between them, or one."""
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from ropewalk.kernels.monarch.problem import Problem
-from ropewalk.kernels.monarch.triton.configurations import Configuration, configuration
+from ropewalk.kernels.monarch.triton.configurations import Configuration, Sizes, configuration
 from ropewalk.kernels.monarch.triton.form import Form, choose, group_of
 from ropewalk.kernels.monarch.triton.fused import fused_kernel
-from ropewalk.kernels.monarch.triton.layout import arithmetic, hidden_blocks, readable, run
+from ropewalk.kernels.monarch.triton.layout import arithmetic, awkward, hidden_blocks, readable, run
 from ropewalk.kernels.monarch.triton.products import product
 from ropewalk.kernels.sizes import ceil_divide, power_of_two
 
@@ -24,7 +26,7 @@ def forward(
     Raises:
         ValueError: the fused form is asked for hidden values, which it never has in memory.
     """
-    p = problem
+    p = replace(problem, x=readable(problem.x, 0), right=readable(problem.right, 1))
     shape = (p.output_blocks, p.tokens, p.output_size)
     y = p.x.new_empty(shape if p.block_major else (shape[1], shape[0] * shape[2]))
     if p.tokens == 0:
@@ -33,7 +35,7 @@ def forward(
     if form is None:
         columns = max(p.output_size, p.output_blocks * p.rank)
         depth = max(p.input_size, p.input_blocks * p.rank)
-        two = configuration("product", p.tokens, columns, depth, p.x.dtype, p.x.device)
+        two = configuration("product", Sizes(p.tokens, columns, depth), p.x.dtype, p.x.device)
         form = choose(p, two, one, keep_hidden)
     if form == "fused":
         if keep_hidden:
@@ -61,13 +63,14 @@ def first_product(problem: Problem, hidden: Tensor) -> None:
 
 
 def _fused_configuration(p: Problem) -> Configuration:
-    columns = max(p.output_size, p.output_blocks * p.output_size)
-    return configuration("fused", p.tokens, columns, p.input_size, p.x.dtype, p.x.device)
+    sizes = Sizes(p.tokens, p.output_blocks * p.output_size, p.input_size)
+    slow = awkward(p.x, 0), awkward(p.right, 1)
+    return configuration("fused", sizes, p.x.dtype, p.x.device, awkward=slow)
 
 
 def _fused(p: Problem, y: Tensor, how: Configuration) -> None:
     """Writes the result without hidden values."""
-    x, right, left = readable(p.x, 0), readable(p.right, 1), p.left
+    x, right, left = p.x, p.right, p.left
     group, out = group_of(p, how.columns), p.blocks_of(y)
     columns = min(how.columns, max(16, power_of_two(group * p.output_size)))
     programs = ceil_divide(p.tokens, how.rows) * ceil_divide(p.output_blocks, group)

@@ -67,6 +67,18 @@ def readable(x: Tensor, rows: int) -> Tensor:
     return x
 
 
+def awkward(x: Tensor, rows: int) -> bool:
+    """Whether a tile of two dimensions cannot be loaded by whole vectors.
+
+    Args:
+        x: three-dimensional, `readable`.
+        rows: the dimension of a tile's rows; its columns are the last one.
+    """
+    neighbours = rows if x.stride(rows) == 1 and x.shape[rows] > 1 else 2
+    others = [x.stride(dim) for dim in range(3) if dim != neighbours and x.shape[dim] > 1]
+    return any(number % VECTOR for number in (x.shape[neighbours], *others))
+
+
 def precision(dtype: torch.dtype) -> str:
     """How tensor cores multiply float32: to its full accuracy unless torch is told otherwise."""
     if dtype != torch.float32:

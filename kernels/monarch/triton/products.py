@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ropewalk.kernels.monarch.triton.configurations import configuration, token_parts
-from ropewalk.kernels.monarch.triton.layout import arithmetic, readable, run
+from ropewalk.kernels.monarch.triton.configurations import Sizes, configuration, token_parts
+from ropewalk.kernels.monarch.triton.layout import arithmetic, awkward, readable, run
 from ropewalk.kernels.monarch.triton.outer import outer_kernel
 from ropewalk.kernels.monarch.triton.product import product_kernel
 from ropewalk.kernels.sizes import ceil_divide
@@ -51,7 +51,10 @@ def product(
     if tokens == 0:
         return None if upstream is None else x.new_zeros(blocks * columns, dtype=torch.float32)
     kernel = "product" if upstream is None else "gradient"
-    how = configuration(kernel, tokens, columns, depth, x.dtype, x.device)
+    how = configuration(
+        kernel, Sizes(tokens, columns, depth), x.dtype, x.device,
+        awkward=(awkward(x, 0), awkward(factor, 1)),
+    )  # fmt: skip
     row_tiles = ceil_divide(tokens, how.rows)
     y_grad = parts = None
     grad_strides = (0, 0, 0)
@@ -115,7 +118,10 @@ def outer_product(left: Tensor, right: Tensor) -> Tensor:
     shape = (blocks, rows, columns)
     if tokens == 0:
         return left.new_zeros(shape)
-    how = configuration("outer", rows, columns, tokens, left.dtype, left.device)
+    how = configuration(
+        "outer", Sizes(rows, columns, tokens), left.dtype, left.device,
+        awkward=(awkward(left, 0), awkward(right, 0)),
+    )  # fmt: skip
     how = how._replace(stages=max(how.stages, 2))
     programs = blocks * ceil_divide(rows, how.rows) * ceil_divide(columns, how.columns)
     part_tokens = how.depth * ceil_divide(
