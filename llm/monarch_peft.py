@@ -43,8 +43,8 @@ from ropewalk.blocks.monarch.shape import Blocks, block_counts
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-_NEEDED = (0, 21)
-_INSTALL = "pip install 'peft>=0.21'"
+_NEEDED = (0, 19)
+_INSTALL = "pip install 'peft>=0.19'"
 _FILE = "adapter_model.safetensors"
 
 
