@@ -109,6 +109,9 @@ MOST_WARPS = 8
 ELEMENTS = 16
 """Of a tile that are loaded one by one, for each thread."""
 
+MOST_AWKWARD_COLUMNS = 128
+"""Of a tile whose result is written one by one as well."""
+
 WAVES = 2
 """Programs of the outer product for each processor, as far as there are tokens."""
 PART_STEPS = 8
@@ -151,6 +154,7 @@ def configuration(
         depth=_fitted(how.depth, depth),
     )
     if any(awkward):
+        fitted = fitted._replace(columns=min(fitted.columns, MOST_AWKWARD_COLUMNS))
         sides = (fitted.rows, fitted.columns)
         longest = max(side for side, slow in zip(sides, awkward, strict=True) if slow)
         most = max(LEAST, ELEMENTS * 32 * MOST_WARPS // longest)
