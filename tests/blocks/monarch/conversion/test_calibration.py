@@ -97,7 +97,7 @@ def test_a_layer_that_the_calibration_never_reaches_is_projected_by_weight(
 ) -> None:
     model, plain = make_model(), make_model()
     report = monarchize(
-        model, match="*", nblocks=2, rank=1, calibration=lambda model: model[0](inputs)
+        model, match="*", nblocks=2, rank=1, calibration=lambda _: model[0](inputs)
     )
     monarchize(plain, match="*", nblocks=2, rank=1)
     errors = {row.name: row.output_error for row in report.layers}
@@ -146,7 +146,7 @@ def test_the_bundled_model_loses_much_less_on_text_it_has_not_seen() -> None:
     names = [f"{layer[:-2]}.{name}_proj" for layer in layers for name in ("gate", "up", "down")]
     for name in names:
         dense.get_submodule(name).register_forward_hook(
-            lambda module, args, output, name=name: inputs.__setitem__(name, args[0])
+            lambda _, args, output, name=name: inputs.__setitem__(name, args[0])
         )
 
     @torch.no_grad()

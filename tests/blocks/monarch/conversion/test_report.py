@@ -32,7 +32,7 @@ def test_numbers_are_those_of_the_model(model, inputs) -> None:
     for handle in handles:
         handle.remove()
     report = monarchize(
-        model, match="*", nblocks=2, rank=2, calibration=lambda model: model[:3](inputs)
+        model, match="*", nblocks=2, rank=2, calibration=lambda _: model[:3](inputs)
     )
     assert [row.name for row in report.skipped] == ["3"]
     for row in report.converted:

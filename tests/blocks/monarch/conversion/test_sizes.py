@@ -38,6 +38,7 @@ def possible(weight: torch.Tensor):
 def test_compression_takes_the_greatest_rank_that_fits(weight, times) -> None:
     row = converted(weight, nblocks=4, target_compression=times)
     assert row.parameters_before / row.parameters_after >= times
+    assert row.rank is not None
     if row.rank < MonarchShape.of(24, 40, nblocks=4, rank=1).full_rank:
         more = MonarchShape.of(24, 40, nblocks=4, rank=row.rank + 1)
         assert row.parameters_before / more.parameters < times
@@ -54,6 +55,7 @@ def test_compression_with_any_blocks_takes_the_least_error(weight, times) -> Non
 def test_an_error_takes_the_least_rank_that_keeps_it(weight, error) -> None:
     row = converted(weight, nblocks=4, max_relative_error=error)
     assert row.relative_error <= error
+    assert row.rank is not None
     if row.rank > 1:
         assert monarch_project(weight, nblocks=4, rank=row.rank - 1).relative_error > error
 
