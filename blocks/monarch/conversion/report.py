@@ -45,7 +45,7 @@ class LayerReport:
     note: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MonarchReport:
     """What `monarchize` or `merge` did. Prints as a table, in a notebook too.
 
@@ -125,6 +125,9 @@ class MonarchReport:
 
     def __str__(self) -> str:
         return f"{tables.text(*self._cells())}\n{self.summary()}"
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def _repr_html_(self) -> str:
         return tables.html(*self._cells(), caption=self.summary())

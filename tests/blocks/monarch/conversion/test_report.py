@@ -69,6 +69,7 @@ def test_it_is_a_table_in_text_markdown_and_html(model) -> None:
     assert all(line[end : end + 2] == "  " for line in lines[2:-2])
     assert "output error" not in lines[0]
     assert lines[-1] == report.summary()
+    assert repr(report) == str(report)
     assert report.summary().startswith("4 of 5 layers converted: 3,840 → 512 parameters (7.50")
     markdown = report.to_markdown().splitlines()
     assert markdown[1].startswith("| --- |")
