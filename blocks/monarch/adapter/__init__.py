@@ -22,6 +22,7 @@ from ropewalk.blocks.monarch.adapter.model import (
 from ropewalk.blocks.monarch.adapter.state import (
     LoadedAdapter,
     adapter_state_dict,
+    attach_adapter,
     load_adapter_state_dict,
 )
 
@@ -32,6 +33,7 @@ __all__ = [
     "adapter_state_dict",
     "adapters_of",
     "add_adapters",
+    "attach_adapter",
     "load_adapter_state_dict",
     "mark_only_adapters_trainable",
     "merge_adapters",

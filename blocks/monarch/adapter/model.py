@@ -4,6 +4,7 @@ Every function here looks and makes first and changes last, so that a model is l
 one of its layers is refused.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -91,16 +92,33 @@ def add_adapters(
         "nblocks": nblocks, "rank": rank, "scaling": scaling, "dropout": dropout,
         "backend": backend, "dtype": dtype,
     }  # fmt: skip
+    insert(model, [(found.name, found.module, options) for found in chosen], name)
+    return [found.name for found in chosen]
+
+
+def insert(
+    model: nn.Module, chosen: Sequence[tuple[str, nn.Module, dict[str, Any]]], name: str
+) -> None:
+    """Gives layers an adapter each, or leaves the model as it was.
+
+    Args:
+        model: changed in place.
+        chosen: name, layer or `MonarchAdapter`, and what `MonarchAdapter` is told of it.
+        name: of the adapter.
+
+    Raises:
+        ValueError: a layer that cannot have it; says which.
+        TypeError: an argument of the wrong kind.
+    """
     new: dict[nn.Module, MonarchAdapter] = {}
     grown: list[MonarchAdapter] = []
     try:
-        for found in chosen:
-            if found.name == "":
+        for path, module, options in chosen:
+            if path == "" and not isinstance(module, MonarchAdapter):
                 raise ValueError(
                     "model: expected one with layers inside of it, got a single layer; take "
                     "MonarchAdapter(layer)"
                 )
-            module = found.module
             try:
                 if isinstance(module, MonarchAdapter):
                     module.add(name, **options)
@@ -108,7 +126,7 @@ def add_adapters(
                 else:
                     new[module] = MonarchAdapter(module, name=name, **options)
             except (ValueError, TypeError) as error:
-                raise type(error)(f"{found.name or type(model).__name__}: {error}") from error
+                raise type(error)(f"{path or type(model).__name__}: {error}") from error
         replace(model, new)
     except BaseException:
         for adapter in grown:
@@ -116,7 +134,6 @@ def add_adapters(
         for adapter in new.values():
             adapter.without_adapters()
         raise
-    return [found.name for found in chosen]
 
 
 def activate_adapters(model: nn.Module, names: Active) -> None:

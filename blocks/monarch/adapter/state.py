@@ -7,13 +7,18 @@ The adapter's own name is no part of the keys, so that it can be loaded under an
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ropewalk.blocks.monarch.adapter.base_layer import features_of
 from ropewalk.blocks.monarch.adapter.branch import MonarchBranch
-from ropewalk.blocks.monarch.adapter.lookup import adapted_layers, layers_with
+from ropewalk.blocks.monarch.adapter.lookup import adapted_layers, check_model, layers_with
+from ropewalk.blocks.monarch.adapter.model import insert
+from ropewalk.blocks.monarch.adapter.names import check_name
+from ropewalk.blocks.monarch.shape import MonarchShape
+from ropewalk.kernels.monarch import Backend, check_factors
 
 _SCALING = "scaling"
 
@@ -93,6 +98,76 @@ def load_adapter_state_dict(
     for key, branch in branches.items():
         _fill(branch, key, state)
     return LoadedAdapter(missing, unexpected)
+
+
+def attach_adapter(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    name: str = "default",
+    dropout: float = 0.0,
+    backend: Backend = "auto",
+    dtype: torch.dtype | None = None,
+) -> list[str]:
+    """Gives a model the adapter that a state dict describes, where it has none of that name.
+
+    Layers, blocks, rank and scaling are all read off the state dict. Layers that have adapters
+    already get another one, which is not active there yet.
+
+    Args:
+        model: the plain model that the adapter was trained on, or one with other adapters.
+        state: from `adapter_state_dict`.
+        name: of the adapter here.
+        dropout: see `MonarchAdapter`.
+        backend: see `MonarchAdapter`.
+        dtype: see `MonarchAdapter`.
+
+    Returns:
+        The names of the layers.
+
+    Raises:
+        ValueError: layers that the model has not, or that are of another size; keys that are
+            missing. Nothing has been changed then.
+        TypeError: an argument of the wrong kind.
+    """
+    check_model(model)
+    check_name(name)
+    # As adapters are named, without the prefix of torch.compile.
+    modules = {path.replace("_orig_mod.", ""): each for path, each in model.named_modules()}
+    chosen: list[tuple[str, nn.Module, dict[str, Any]]] = []
+    for path in dict.fromkeys(key.rpartition(".")[0] for key in state):
+        prefix = f"{path}." if path else ""
+        parts = [state.get(f"{prefix}{part}") for part in ("right", "left", _SCALING)]
+        if any(part is None for part in parts):
+            raise ValueError(
+                f"state: expected right, left and {_SCALING} of {path!r}, from adapter_state_dict, "
+                f"got {[key for key in state if key.rpartition('.')[0] == path]}"
+            )
+        if path not in modules:
+            raise ValueError(
+                f"state: expected layers of this {type(model).__name__}, got {path!r}, which it "
+                "does not have; take the model that the adapter was trained on"
+            )
+        right, left, scaling = (part for part in parts if part is not None)
+        check_factors(right, left)
+        blocks = right.shape[0], left.shape[0]
+        shape = MonarchShape(*features_of(modules[path]), *blocks, right.shape[1] // blocks[1])
+        if shape.right_shape != right.shape or shape.left_shape != left.shape:
+            raise ValueError(
+                f"{path}: expected factors {shape.right_shape} and {shape.left_shape} for "
+                f"{shape.in_features} to {shape.out_features} features, got {tuple(right.shape)} "
+                f"and {tuple(left.shape)}; take the model that the adapter was trained on"
+            )
+        options = {
+            "nblocks": blocks, "rank": shape.rank, "scaling": float(scaling), "dropout": dropout,
+            "backend": backend, "dtype": dtype,
+        }  # fmt: skip
+        chosen.append((path, modules[path], options))
+    if not chosen:
+        raise ValueError("state: expected the factors of an adapter, got no keys")
+    insert(model, chosen, name)
+    load_adapter_state_dict(model, state, name=name)
+    return [path for path, _, _ in chosen]
 
 
 @torch.no_grad()

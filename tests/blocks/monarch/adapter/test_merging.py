@@ -1,5 +1,7 @@
 """Merging adapters into the weight, and getting the weight back."""
 
+import io
+
 import pytest
 import torch
 from torch import nn
@@ -160,6 +162,21 @@ def test_moving_a_merged_layer_moves_what_is_set_aside(adapted):
     layer.unmerge()
     assert layer.weight.is_meta
     assert layer(x.to("meta")).shape == (4, 18)
+
+
+def test_a_merged_layer_is_pickled_whole(adapted):
+    layer, x = adapted(), torch.randn(4, 13, dtype=F64)
+    layer.merge()
+    file = io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    other = torch.load(file, weights_only=False)
+    assert torch.equal(other(x), layer(x))
+    other.unmerge()
+    assert torch.equal(other.weight, layer.unmerged_weight)
+    other.merge()
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other(x), layer(x))
 
 
 def test_merging_under_inference_mode_leaves_a_model_that_can_be_trained(adapted):

@@ -10,6 +10,7 @@ from ropewalk.blocks.monarch.adapter import (
     activate_adapters,
     adapter_state_dict,
     add_adapters,
+    attach_adapter,
     load_adapter_state_dict,
 )
 
@@ -89,6 +90,60 @@ def test_a_single_layer(taught):
     other = MonarchAdapter(layer.base_layer, nblocks=3)
     load_adapter_state_dict(other, state)
     assert torch.equal(other(X), layer(X))
+
+
+def plain():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 9))
+
+
+def test_a_plain_model_gets_what_the_state_dict_describes(taught):
+    made = taught(model(scaling=0.3))
+    state = adapter_state_dict(made)
+    other = plain()
+    assert attach_adapter(other, state, name="theirs", dropout=0.5) == ["0", "2"]
+    assert torch.equal(other.eval()(X), made.eval()(X))
+    assert other[0].branch("theirs").dropout == 0.5
+    # Beside one that is there, and through torch.compile's wrapper.
+    add_adapters(second := plain(), match="0", name="mine", nblocks=2)
+    attach_adapter(torch.compile(second, backend="eager"), state, name="theirs")
+    assert second[0].active == {"mine": 1.0}
+    activate_adapters(second, "theirs")
+    assert torch.equal(second(X), made(X))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (lambda s: {}, ValueError, "expected the factors of an adapter, got no keys"),
+        (lambda s: {**s, "7.right": s["0.right"]}, ValueError, "expected right, left and scaling"),
+        (
+            lambda s: {key.replace("0.", "5."): value for key, value in s.items()},
+            ValueError,
+            "expected layers of this Sequential, got '5', which it does not have",
+        ),
+        (
+            lambda s: {key.replace("0.", "1."): value for key, value in s.items()},
+            TypeError,
+            "linear: expected nn.Linear, Conv1D or another layer .* got ReLU",
+        ),
+        (
+            lambda s: {key.translate({48: 50, 50: 48}): value for key, value in s.items()},
+            ValueError,
+            r"2: expected factors \(2, 6, 10\) and \(3, 3, 4\) for 20 to 9 features",
+        ),
+        (lambda s: {**s, "2.left": s["2.left"][:, :, :3]}, ValueError, "with one rank r"),
+    ],
+)
+def test_a_state_dict_of_another_model_changes_nothing(taught, change, error, words):
+    state = change(adapter_state_dict(taught(model())))
+    other = plain()
+    with pytest.raises(error, match=words):
+        attach_adapter(other, state)
+    assert [type(module) for module in other] == [nn.Linear, nn.ReLU, nn.Linear]
+    assert all(p.requires_grad for p in other.parameters())
+    with pytest.raises(ValueError, match="0: name: expected a new one, got 'default'"):
+        attach_adapter(model(), adapter_state_dict(model()))
 
 
 def test_what_does_not_fit_is_reported(taught):
