@@ -205,7 +205,7 @@ def hadamard(
         device: of the factors.
 
     Raises:
-        ValueError: n is no power of two, or sizes of another product.
+        ValueError: n is no power of two, sizes of another product, or an integer dtype.
         TypeError: an argument of the wrong kind.
     """
     require_integer("hadamard", 1, n=n)
@@ -214,13 +214,16 @@ def hadamard(
             f"n: expected a power of two, got {n}; pad to {1 << n.bit_length()}, or take a "
             "Monarch matrix that is learned"
         )
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    if not (dtype.is_floating_point or dtype.is_complex):
+        raise ValueError(f"dtype: expected a floating-point or complex one, got {dtype}")
     axes = _axes(n, sizes) if n > 2 or sizes is not None else (n,)
     index = torch.arange(max(axes), device=device)
     common = index[:, None] & index
     parity = torch.zeros_like(common)
     for bit in range(n.bit_length()):
         parity ^= common >> bit & 1
-    signs = (1 - 2 * parity).to(dtype or torch.get_default_dtype())
+    signs = (1 - 2 * parity).to(dtype)
     # The product contracts the last input axis first.
     factors = tuple(signs[:size, :size].repeat(n // size, 1, 1) for size in reversed(axes))
     order = torch.arange(n, device=device)

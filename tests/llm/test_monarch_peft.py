@@ -241,7 +241,12 @@ def test_half_precision(make_model, tokens, dtype):
         factor = layers(wrapped)[0].lora_A["default"].weight
         assert factor.dtype == (torch.float32 if autocast else dtype)
         assert torch.equal(logits(wrapped, tokens), expected)
-        assert logits(teach(wrapped), tokens).dtype == dtype
+        taught = logits(teach(wrapped), tokens)
+        merged = logits(wrapped.merge_and_unload(), tokens)
+        assert taught.dtype == merged.dtype == dtype
+        # A few roundings of two layers, far below what the adapter does.
+        difference, effect = (merged - taught).abs().mean(), (taught - expected).abs().mean()
+        assert difference < 0.05 * effect
 
 
 class Quantised(nn.Module):

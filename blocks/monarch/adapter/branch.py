@@ -1,7 +1,8 @@
 """One adapter of a layer: a Monarch matrix that starts at zero.
 
 The left factor starts at zero and the right one as that of a `MonarchLinear`, so the product is
-zero and its gradient is not. (Were both zero, neither would ever learn.)
+zero and its gradient is not. (Were both zero, neither would ever learn.) Adding zero changes no bit
+of a layer's output, except that a −0.0 becomes 0.0.
 """
 
 import math
@@ -83,7 +84,8 @@ class MonarchBranch(MonarchLinear):
         self, x: Float[Tensor, "*batch in_features"]
     ) -> Float[Tensor, "*batch out_features"]:
         """M · dropout(x), not yet scaled, in the dtype of the factors or autocast's."""
-        x = functional.dropout(x, self.dropout, self.training)
+        if self.dropout and self.training:
+            x = functional.dropout(x, self.dropout)
         return super().forward(x.to(self.right.dtype))
 
     @torch.no_grad()

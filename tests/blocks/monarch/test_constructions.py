@@ -152,6 +152,7 @@ def test_two_factors_start_a_layer():
         (lambda: dft(8, (-2, -4)), ValueError, r"sizes\[0\]: expected an integer ≥ 1"),
         (lambda: dft(8, dtype=torch.float32), ValueError, "dtype: expected torch.complex64 or"),
         (lambda: hadamard(12), ValueError, "n: expected a power of two, got 12; pad to 16"),
+        (lambda: hadamard(8, dtype=torch.int8), ValueError, "dtype: expected a floating-point or"),
         (lambda: dft(8).apply(torch.ones(9)), ValueError, r"x: expected \(..., 8\)"),
         (lambda: dft(8).apply(torch.ones(8, dtype=F64)), ValueError, "or torch.float32, got torch"),
         (lambda: dft(8).apply([1.0] * 8), TypeError, "x: expected a tensor"),
