@@ -115,6 +115,22 @@ def context_merge_work(*, questions: int, contexts: int, vocabulary: int, itemsi
     return Work(0.0, questions * (read + 4.0 * (vocabulary + contexts) + 8.0))
 
 
+def monarch_work(
+    *, tokens: int, inputs: int, outputs: int, parameters: int, itemsize: int, backward: bool
+) -> Work:
+    """Work of a Monarch product: two operations a token and parameter, and as many a gradient.
+
+    The backward reads x, the result's gradient and the factors, and writes gradients of x and of
+    the factors. What lies between the two products is not counted: it need not touch memory.
+    """
+    flop = 2.0 * tokens * parameters
+    numbers = float(tokens * (inputs + outputs) + parameters)
+    if backward:
+        flop *= 3
+        numbers += tokens * (2 * inputs + outputs) + 2 * parameters
+    return Work(flop, numbers * itemsize)
+
+
 def ceilings(device: str, dtype: torch.dtype, *, quick: bool = False) -> Ceilings:
     """Measures the device; `quick` takes sizes that show nothing but that it works."""
     if device == "cuda":

@@ -16,6 +16,7 @@ SUITES = {
     "linear_cross_entropy": "benchmarks.suites.linear_cross_entropy",
     "context_merge": "benchmarks.suites.context_merge",
     "nbce": "benchmarks.suites.nbce",
+    "monarch": "benchmarks.suites.monarch",
     "evaluation": "benchmarks.suites.evaluation",
 }
 

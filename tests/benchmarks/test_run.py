@@ -24,7 +24,8 @@ def arguments(out: Path, *more: str, suite: str = "rotary_attention", device: st
 @pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
-    "suite", ["rotary_attention", "rotary", "linear_cross_entropy", "context_merge"]
+    "suite",
+    ["rotary_attention", "rotary", "linear_cross_entropy", "context_merge", "monarch"],
 )
 def test_a_quick_run_measures_every_case_and_can_be_drawn(suite, device, tmp_path, capsys):
     out = tmp_path / "new" / "run.json"
