@@ -5,7 +5,8 @@ projection.py     monarch_project: the nearest to a dense matrix
 linear.py         MonarchLinear
 inverse.py        transpose, inverse, solve, log|det|
 product.py        products of more than two factors
-constructions.py  Fourier, Hadamard and Toeplitz matrices, exactly
+constructions.py  Fourier and Hadamard matrices, exactly
+convolutions.py   circulant and Toeplitz matrices, exactly
 conversion/       monarchize and merge, for whole models
 adapter/          MonarchAdapter, for fine-tuning
 """
@@ -21,14 +22,7 @@ from ropewalk.blocks.monarch.adapter import (
     merge_adapters,
     remove_adapters,
 )
-from ropewalk.blocks.monarch.constructions import (
-    Construction,
-    ConstructionProduct,
-    circulant,
-    dft,
-    hadamard,
-    toeplitz,
-)
+from ropewalk.blocks.monarch.constructions import Construction, dft, hadamard
 from ropewalk.blocks.monarch.conversion import (
     MonarchReport,
     load_monarch_state_dict,
@@ -36,6 +30,7 @@ from ropewalk.blocks.monarch.conversion import (
     monarch_project_weighted,
     monarchize,
 )
+from ropewalk.blocks.monarch.convolutions import ConstructionProduct, circulant, toeplitz
 from ropewalk.blocks.monarch.inverse import (
     log_abs_det,
     monarch_inverse,

@@ -7,7 +7,8 @@ import scipy.linalg
 import torch
 
 from ropewalk.blocks.monarch import MonarchLinear
-from ropewalk.blocks.monarch.constructions import circulant, dft, hadamard, toeplitz
+from ropewalk.blocks.monarch.constructions import dft, hadamard
+from ropewalk.blocks.monarch.convolutions import circulant, toeplitz
 
 F64, C128 = torch.float64, torch.complex128
 LENGTHS = [
