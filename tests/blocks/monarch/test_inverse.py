@@ -151,6 +151,17 @@ def test_singular_blocks_are_named():
         monarch_inverse(right, left)
 
 
+@pytest.mark.gpu
+def test_on_a_device():
+    right, left = (factor.cuda() for factor in square(8, 8, 1))
+    x = torch.randn(5, 64, dtype=F64, device="cuda")
+    solved = monarch_solve(right, left, x @ dense(right, left).mT)
+    torch.testing.assert_close(solved, x, rtol=1e-8, atol=1e-8)
+    right[3] = 0
+    with pytest.raises(torch.linalg.LinAlgError, match="singular ones: 3 of 8"):
+        monarch_solve(right, left, x)
+
+
 RIGHT, LEFT = square(2, 3, 1)
 
 

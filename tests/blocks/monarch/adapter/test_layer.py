@@ -199,6 +199,28 @@ def test_gradient_checkpointing(adapted, reentrant):
     assert len(plain) == 2
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_on_a_device(taught, dtype):
+    linear = nn.Linear(200, 330, dtype=dtype, device="cuda")
+    x = torch.randn(64, 200, dtype=dtype, device="cuda")
+    before, layer = linear(x), MonarchAdapter(linear, nblocks=(3, 5), rank=4)
+    assert layer.branch("default").right.is_cuda
+    assert torch.equal(bits(layer(x)), bits(before))
+    taught(layer)
+    expected = linear(x).double() + x.double() @ dense(layer, "default").double().mT
+    tolerance = 8 * torch.finfo(dtype).eps * expected.abs().max().item()
+    torch.testing.assert_close(layer(x).double(), expected, rtol=0, atol=tolerance)
+    layer(x).float().square().mean().backward()
+    assert layer.branch("default").left.grad is not None
+    weight = linear.weight
+    layer.merge()
+    torch.testing.assert_close(layer(x).double(), expected, rtol=0, atol=tolerance)
+    layer.cpu().unmerge()
+    assert linear.weight is weight
+    assert not weight.is_cuda
+
+
 def test_rename_and_delete_keep_what_was_learned(adapted, taught):
     layer, x = adapted(name="a"), torch.randn(3, 13, dtype=F64)
     layer.add("b")
