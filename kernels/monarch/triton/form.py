@@ -4,16 +4,18 @@ Nobody has measured this; the choice is a model of the bytes that each form move
 the hidden values and read them back, T·(in + 2·width + out) elements through memory. The fused one
 moves T·(in + out), but each of its groups of output blocks reads x again from the cache, and its
 second factor comes by sectors of 32 bytes, because a slice's rank is all that is contiguous there.
-A byte from the cache is taken to cost half of one from memory, which flatters nobody: the ratio of
-the bandwidths of an H100 is nearer to two than to three. The fused form must win by a quarter.
+A byte from the cache is taken to cost half of one from memory, as the bandwidths of large chips
+have it, and the two times are added, as if neither went on during the other.
 
     form         memory                     cache
     two kernels  T (in + 2 width + out)     T (in ⌈l r / C⌉ + width ⌈s / C⌉) + T / M · parameters
     fused        T (in + out)               T · in · groups + T / M · (l r in + 32 B · k · out)
 
-with tiles of M tokens × C columns. It comes out for the fused form only where one or two groups
-hold all outputs, so where there are few of them and the rank is small. It never writes the hidden
-values: where a backward is to come that needs them, there are two kernels.
+with tiles of M tokens × C columns. What is not modelled, tiles that are partly empty above all, has
+to be paid from the margin by which the fused form must win. That leaves it those problems of small
+rank whose hidden values are several times as wide as the features; in the usual ones, width at most
+the features, there are two kernels. And where a backward is to come that needs the hidden values,
+for the fused form never writes them.
 """
 
 from typing import Literal
@@ -26,12 +28,12 @@ Form = Literal["two kernels", "fused"]
 
 CACHE_COST = 0.5
 """Of a byte from the cache, in bytes from memory."""
-ADVANTAGE = 1.25
+ADVANTAGE = 1.5
 """What the model must find before one kernel takes the place of two."""
 SECTOR = 32
 """Bytes that are read at least."""
-MOST_RANKS = 64
-"""Ranks of a group in the widest tile of the fused kernel."""
+MOST_RANKS = LEAST
+"""A small rank: one whose tile is no wider than the narrowest."""
 
 
 def group_of(problem: Problem, columns: int) -> int:
