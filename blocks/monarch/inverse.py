@@ -9,7 +9,7 @@ are square, p = l·r and s = k·r; at rank 1 this means that the number of block
 block's size on the other. A solve is two batched solves of blocks, O(n^1.5) a vector after an
 O(n²) factorisation, against O(n²) after O(n³) for a dense matrix. M Mᵀ is no Monarch matrix.
 
-Source: Dao et al. 2022, arXiv 2204.00595 §3.1, and its appendix for the inverse.
+Source: Dao et al. 2022, arXiv 2204.00595 §3.1, for the form; the rest follows from it.
 """
 
 import torch

@@ -9,7 +9,7 @@ with another matrix for each value of the other axes. Factor j is therefore (blo
 blocks being counted over (b_1 … b_(j−1), a_1 … a_(q−1)), last axis fastest. With p = 1 this is a
 dense matrix, with p = 2 a Monarch matrix of slice rank 1 (right = factors[0], left = factors[1]);
 with n features and p equal axes it has p·n^(1 + 1/p) parameters and twice that of operations a row,
-down to the n log₂ n of a butterfly. It costs p passes over the activations where two suffice, so
+down to the 2·n·log₂ n of a butterfly. It costs p passes over the activations where two suffice, so
 p > 2 pays where parameters count, or in the fast transforms of `constructions`.
 
 If every block is an identity, the product reverses the axes: output (b_1, …, b_p) is input

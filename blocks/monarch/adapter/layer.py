@@ -62,6 +62,7 @@ class MonarchAdapter(nn.Module):
         name: of the first adapter, which is active.
         backend: see `ropewalk.kernels.monarch.monarch_matmul`.
         dtype: of the adapter; by default the layer's, or torch's default beside a quantised one.
+            float32 on a half-precision layer keeps small steps that would be rounded away.
 
     Raises:
         ValueError: numbers out of their range, a name with a dot, a layer that is never called.
@@ -147,6 +148,7 @@ class MonarchAdapter(nn.Module):
             raise KeyError(f"name: expected one of {', '.join(self.adapters)}, got {name!r}")
         return cast("MonarchBranch", self.adapters[name])
 
+    @torch.inference_mode(False)  # under which an adapter could never be trained
     def add(
         self,
         name: str,

@@ -183,6 +183,8 @@ def test_merging_under_inference_mode_leaves_a_model_that_can_be_trained(adapted
     layer = adapted()
     with torch.inference_mode():
         layer.merge()
+        layer.add("b")
+    assert not layer.branch("b").left.is_inference()
     assert not layer.weight.is_inference()
     x = torch.randn(3, 13, dtype=F64, requires_grad=True)
     layer(x).sum().backward()
