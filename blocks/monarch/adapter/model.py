@@ -254,8 +254,9 @@ def merge_adapters(model: nn.Module) -> list[str]:
         replace(model, {layer: layer.base_layer for layer in layers.values()})
     except BaseException:
         for path, layer in merging.items():
-            layer.unmerge()
-            layer.merge(before[path])
+            if layer.merged != before[path]:
+                layer.unmerge()
+                layer.merge(before[path])
         raise
     for layer in layers.values():
         layer.merged_layer()

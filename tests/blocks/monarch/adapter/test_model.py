@@ -323,6 +323,24 @@ def test_what_is_refused_leaves_the_model_as_it_was(make, call, error, words):
     assert_same(before, snapshot(model))
 
 
+def test_a_refused_merge_leaves_merged_what_was(taught):
+    model = Model()
+    add_adapters(model, match="*", nblocks=2, name="a")
+    add_adapters(model, match="*.up", nblocks=2, name="b")
+    taught(model)
+    activate_adapters(model, ["a", "b"])
+    first, second, last = model.blocks[0].up, model.blocks[1].up, model.head
+    first.merge()
+    second.merge("b")
+    weights = [first.weight, second.weight.detach().clone()]
+    last.branch("a").left.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match="merge: expected a sum of finite numbers"):
+        merge_adapters(model)
+    assert (first.merged, second.merged, last.merged) == (("a", "b"), ("b",), ())
+    assert first.weight is weights[0]
+    assert torch.equal(second.weight, weights[1])
+
+
 def test_a_single_adapted_layer_can_be_taken_apart_by_hand():
     linear, x = nn.Linear(8, 8), torch.randn(3, 8)
     layer = MonarchAdapter(linear, nblocks=2)
