@@ -17,14 +17,17 @@ AUTOCAST_DEVICES = frozenset(
 
 
 def cast_inputs(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in autocast's dtype where it is on for their device; float64 stays as it is."""
+    """The tensors in autocast's dtype where it is on for their device.
+
+    Float64 and complex ones stay as they are.
+    """
     if not all(isinstance(x, Tensor) for x in tensors):
         return tensors  # the op's own checks have the words for it
     kind = tensors[0].device.type
     if kind not in AUTOCAST_DEVICES or not torch.is_autocast_enabled(kind):
         return tensors
     dtype = torch.get_autocast_dtype(kind)
-    return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
+    return tuple(x if x.dtype == torch.float64 or x.is_complex() else x.to(dtype) for x in tensors)
 
 
 def suspended(tensor: Tensor) -> AbstractContextManager[object]:

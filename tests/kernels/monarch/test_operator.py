@@ -149,6 +149,15 @@ def test_autocast(make_case, backend):
     torch.testing.assert_close(found, same, rtol=0, atol=0)
 
 
+def test_autocast_leaves_complex_numbers_whole(make_case):
+    case = make_case(tokens=3, k=2, p=3, l=3, s=2, r=2, bias=False)
+    tensors = [torch.complex(t, t.flip(0)) for t in case.tensors]
+    expected = monarch_matmul(*tensors)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = monarch_matmul(*tensors)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 def test_nothing_is_left_unwritten(make_case, monarch_oracle, uninitialised):
     case = make_case(tokens=11, k=3, p=4, l=2, s=5, r=2).to(dtype=torch.float32)
     y = monarch_matmul(case.x, case.right, case.left, bias=case.bias, backend="reference")
