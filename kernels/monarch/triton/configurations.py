@@ -2,9 +2,9 @@
 
 Tiles were chosen by reasoning and not by the clock: the products move more than they compute, so
 that on Hopper two programs share a processor and one loads while the other writes; what is smaller
-than a tile takes a smaller one. tests/kernels/monarch/test_triton_compile.py compiles the kernels ahead of
-time and finds each within its chip's shared memory and without a spilled register, with Triton 3.7
-as with 3.6. Chips:
+than a tile takes a smaller one. tests/kernels/monarch/test_triton_compile.py compiles the kernels
+ahead of time and finds each within its chip's shared memory and without a spilled register, with
+Triton 3.7 as with 3.6. Chips:
 
     sm_90   Hopper and later data-centre chips, 227 KiB of shared memory a block
     sm_80   A100, 163 KiB
