@@ -4,14 +4,21 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ropewalk.kernels.monarch import ACTIVATIONS, monarch_matmul, op
+from ropewalk.kernels.monarch import monarch_matmul, op
 
 
 @pytest.mark.opcheck
-@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("block_major", [False, True])
-@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("activation", "dtype", "block_major", "bias"),
+    [
+        (None, torch.float32, False, False),
+        (None, torch.bfloat16, True, True),
+        ("relu", torch.float32, True, False),
+        ("gelu", torch.bfloat16, False, True),
+        ("gelu_tanh", torch.float32, False, True),
+        ("silu", torch.float32, True, True),
+    ],
+)
 def test_opcheck(make_case, activation, dtype, block_major, bias):
     case = make_case(tokens=5, k=3, p=4, l=2, s=3, r=2, bias=bias).to(dtype=dtype)
     x = case.x.detach().unflatten(1, (3, 4)).requires_grad_()
