@@ -97,9 +97,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     x, right, left, bias, activation, block_major, _, backend = inputs
     ctx.save_for_backward(x, right, left, bias, output[1])
     ctx.constants = (activation, block_major, backend)
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # zeros for the hidden values would be as large as they are
 
 
-def _backward(ctx: Any, y_grad: Tensor, _: Tensor) -> tuple[Any, ...]:
+def _backward(ctx: Any, y_grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+    if y_grad is None:
+        return (None,) * 8
     needs = [bool(needed) for needed in ctx.needs_input_grad[:4]]
     found = monarch_backward_op(*ctx.saved_tensors, y_grad, needs, *ctx.constants)
     gradients = (grad if needed else None for grad, needed in zip(found, needs, strict=True))

@@ -19,14 +19,14 @@ FEWEST = 32
 def token_chunks(problem: Problem) -> Iterator[slice]:
     """Slices of tokens, in order; none where there are no tokens.
 
-    On a CPU a chunk has at least as many tokens as a block has features: the products of large
-    blocks are bound by arithmetic, and the sums of the factors' gradients are to be long.
+    On a CPU a chunk has at least twice as many tokens as a block has features: the products of
+    large blocks are bound by arithmetic, and the sums of the factors' gradients are to be long.
     """
     step = problem.tokens
     if problem.x.device.type == "cpu":
         k, p = problem.x.shape[1:]
         outputs, s, _ = problem.left.shape
-        step = max(FEWEST, p, s, CACHED // max(problem.width, k * p, outputs * s))
+        step = max(FEWEST, 2 * p, 2 * s, CACHED // max(problem.width, k * p, outputs * s))
     for start in range(0, problem.tokens, max(step, 1)):
         yield slice(start, min(start + step, problem.tokens))
 

@@ -18,6 +18,7 @@ from ropewalk.kernels.monarch.reference.chunks import hidden_of, token_chunks
 from ropewalk.kernels.monarch.reference.products import (
     first_product,
     hidden_view,
+    ranks_first,
     second_product,
 )
 
@@ -27,45 +28,49 @@ def backward(problem: Problem, hidden: Tensor | None, y_grad: Tensor, needs: Nee
     x = problem.x
     y_grad = problem.blocks_of(y_grad)
     mirror = problem.mirrored(y_grad)
+    rows = ranks_first(mirror)
     x_grad = x.new_empty(x.shape) if needs.x else None
-    right_sum = _sum_like(problem.right) if needs.right else None
-    left_sum = _sum_like(problem.left) if needs.left else None
-    bias_sum = _sum_like(y_grad.new_empty(y_grad.shape[1:])) if needs.bias else None
+    right_sum = left_sum = None
+    bias_sum = y_grad.new_zeros(y_grad.shape[1:], dtype=statistics_dtype(x.dtype))
     for chunk in token_chunks(problem):
         z_grad, inner = y_grad[chunk], None
-        if hidden is not None and (left_sum is not None or problem.activation is not None):
+        if hidden is not None and (needs.left or problem.activation is not None):
             inner = hidden_view(problem, hidden_of(hidden, chunk, problem.width))
         if inner is not None and problem.activation is not None:
             # In float32: 1 − bend² and its like cancel in half precision.
-            z = second_product(problem, inner).to(statistics_dtype(x.dtype))
-            slope = derivative(z, problem.activation).transpose(0, 1)
+            z = second_product(problem, inner, torch.empty_like(z_grad, dtype=x.dtype))
+            slope = derivative(z.to(statistics_dtype(x.dtype)), problem.activation)
             z_grad = (z_grad * slope).to(x.dtype)
-        if bias_sum is not None:
+        if needs.bias:
             bias_sum += z_grad.sum(0, dtype=bias_sum.dtype)
-        if left_sum is not None and inner is not None:
-            _add_product(left_sum, z_grad.permute(1, 2, 0), inner.permute(1, 2, 0))
-        if x_grad is None and right_sum is None:
+        if needs.left and inner is not None:
+            left_sum = _plus_product(left_sum, z_grad.permute(1, 2, 0), inner.permute(1, 2, 0))
+        if not (needs.x or needs.right):
             continue
-        inner_grad = first_product(mirror, z_grad, None)
-        if right_sum is not None:
-            _add_product(right_sum, inner_grad.transpose(0, 1), x[chunk].transpose(0, 1))
+        inner_grad = first_product(mirror, rows, z_grad, None)
+        if needs.right:
+            right_sum = _plus_product(
+                right_sum, inner_grad.transpose(0, 1), x[chunk].transpose(0, 1)
+            )
         if x_grad is not None:
-            x_grad[chunk].copy_(second_product(mirror, inner_grad).transpose(0, 1))
+            second_product(mirror, inner_grad, x_grad[chunk])
     return Gradients(
         x_grad,
-        None if right_sum is None else right_sum.to(x.dtype),
-        None if left_sum is None else left_sum.to(x.dtype),
-        None if bias_sum is None else bias_sum.to(x.dtype).flatten(),
+        _as_factor(right_sum, problem.right) if needs.right else None,
+        _as_factor(left_sum, problem.left) if needs.left else None,
+        bias_sum.to(x.dtype).flatten() if needs.bias else None,
     )
 
 
-def _sum_like(factor: Tensor) -> Tensor:
-    return factor.new_zeros(factor.shape, dtype=statistics_dtype(factor.dtype))
-
-
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Adds a @ b to a sum that is wider than the product in half precision."""
+def _plus_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """Adds a @ b, the sum being wider than the product in half precision."""
+    if total is None:
+        return torch.bmm(a, b).to(statistics_dtype(a.dtype))
     if total.dtype == a.dtype:
-        total.baddbmm_(a, b)
-    else:
-        total += torch.bmm(a, b)
+        return total.baddbmm_(a, b)
+    return total.add_(torch.bmm(a, b))
+
+
+def _as_factor(total: Tensor | None, factor: Tensor) -> Tensor:
+    """The sum in the factor's dtype; zeros where there were no tokens."""
+    return factor.new_zeros(factor.shape) if total is None else total.to(factor.dtype)
