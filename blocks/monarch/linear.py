@@ -22,8 +22,8 @@ from torch.nn import functional
 from ropewalk.blocks.monarch.inverse import log_abs_det, monarch_solve, monarch_transpose
 from ropewalk.blocks.monarch.projection import monarch_project
 from ropewalk.blocks.monarch.shape import Blocks, MonarchShape
+from ropewalk.kernels.autocast import AUTOCAST_DEVICES
 from ropewalk.kernels.backends import check_backend
-from ropewalk.kernels.dtypes import statistics_dtype
 from ropewalk.kernels.monarch import (
     Backend,
     check_factors,
@@ -127,11 +127,15 @@ class MonarchLinear(nn.Module):
             backend: see `MonarchLinear`.
 
         Raises:
-            ValueError: as `monarch_project`.
+            ValueError: as `monarch_project`; a lazy layer that has not seen its input.
             TypeError: not an `nn.Linear`, or an argument of the wrong kind.
         """
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear: expected an nn.Linear, got {type(linear).__name__}")
+        if nn.parameter.is_lazy(linear.weight):
+            raise ValueError(
+                "linear: expected a layer with a weight, got a lazy one; call it once before"
+            )
         found = monarch_project(linear.weight, nblocks=nblocks, rank=rank)
         layer = cls.from_factors(
             found.right, found.left, linear.bias, shape=found.shape, backend=backend
@@ -213,6 +217,8 @@ class MonarchLinear(nn.Module):
             ValueError: a width or dtype that does not fit.
         """
         shape = self.shape
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
         if x.ndim < 1 or x.shape[-1] != shape.in_features:
             raise ValueError(
                 f"x: expected (..., {shape.in_features}), got {tuple(x.shape)}, for a layer of "
@@ -228,7 +234,7 @@ class MonarchLinear(nn.Module):
         if bias is not None and over:
             bias = functional.pad(bias, (0, over))
         y = monarch_matmul(x, self.right, self.left, bias=bias, backend=self.backend)
-        return y[..., : shape.out_features] if over else y
+        return y[..., : shape.out_features].contiguous() if over else y
 
     def transpose(self) -> "MonarchLinear":
         """The layer of the transposed matrix, without a bias: it has copies of the factors."""
@@ -245,8 +251,13 @@ class MonarchLinear(nn.Module):
                 block; a width or dtype that does not fit.
         """
         self._check_square()
+        if not isinstance(y, Tensor):
+            raise TypeError(f"y: expected a tensor, got {type(y).__name__}")
         if y.ndim < 1 or y.shape[-1] != self.out_features:
             raise ValueError(f"y: expected (..., {self.out_features}), got {tuple(y.shape)}")
+        kind = y.device.type
+        if kind in AUTOCAST_DEVICES and torch.is_autocast_enabled(kind):
+            y = y.to(self.right.dtype)  # what the layer made under it is narrower
         return monarch_solve(self.right, self.left, y if self.bias is None else y - self.bias)
 
     def log_abs_det(self) -> Float[Tensor, ""]:
@@ -278,11 +289,9 @@ class MonarchLinear(nn.Module):
         linear = nn.Linear(
             self.in_features, self.out_features, bias=self.bias is not None, device="meta"
         )
-        # The products of the factors in float32, rounded once.
-        wide = monarch_to_dense(_wide(self.right), _wide(self.left))
-        weight = wide[: self.out_features, : self.in_features].to(self.right.dtype)
         linear.weight = nn.Parameter(
-            weight.contiguous(), requires_grad=self.right.requires_grad or self.left.requires_grad
+            self.weight.contiguous(),
+            requires_grad=self.right.requires_grad or self.left.requires_grad,
         )
         if self.bias is not None:
             bias = self.bias
@@ -308,9 +317,5 @@ class MonarchLinear(nn.Module):
         if self.backend != "auto":
             return self.backend
         rows = merged_from(self.right, self.left)
-        where = self.right.device.type
-        return f"auto (on {where} {'never dense' if rows is None else f'dense from {rows} rows'})"
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(statistics_dtype(x.dtype))
+        where = f"{str(self.right.dtype).removeprefix('torch.')} on {self.right.device.type}"
+        return f"auto ({where}: {'never dense' if rows is None else f'dense from {rows} rows'})"

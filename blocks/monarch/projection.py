@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from ropewalk.blocks.monarch.shape import Blocks, MonarchShape
 from ropewalk.kernels.dtypes import statistics_dtype
+from ropewalk.kernels.monarch.validation import REAL
 
 
 class Projection(NamedTuple):
@@ -55,9 +56,11 @@ class Decomposition(NamedTuple):
 
     def relative_error(self, rank: int) -> float:
         """What is lost at a rank, relative to the norm of the whole."""
-        squares = self.sigma.double().square()
-        total = squares.sum()
-        return float((squares[..., rank:].sum() / total).sqrt()) if total > 0 else 0.0
+        greatest = self.sigma.amax()
+        if greatest == 0:
+            return 0.0
+        squares = (self.sigma / greatest).double().square()
+        return float((squares[..., rank:].sum() / squares.sum()).sqrt())
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
         """Right (k, l·r, p) and left (l, s, k·r) of a rank, √σ in either."""
@@ -111,7 +114,7 @@ def decompose(weight: Tensor, shape: MonarchShape) -> Decomposition:
     """The decomposition of all slices of a weight; the rank of the shape does not matter.
 
     Raises:
-        ValueError: the weight is not finite.
+        ValueError: the weight is not finite, or so large that its singular values are not.
     """
     wide = weight.detach().to(statistics_dtype(weight.dtype))
     if not bool(wide.isfinite().all()):
@@ -119,7 +122,13 @@ def decompose(weight: Tensor, shape: MonarchShape) -> Decomposition:
             "weight: expected finite numbers, got NaN or infinite ones; a matrix with those has no "
             "nearest Monarch matrix"
         )
-    return Decomposition(*torch.linalg.svd(slices(wide, shape), full_matrices=False))
+    found = Decomposition(*torch.linalg.svd(slices(wide, shape), full_matrices=False))
+    if not bool(found.sigma.isfinite().all()):
+        raise ValueError(
+            f"weight: expected numbers whose slices have norms in the range of {wide.dtype}, got "
+            f"some of up to {float(wide.abs().amax()):.3g}; divide the weight before"
+        )
+    return found
 
 
 def slices(
@@ -147,9 +156,10 @@ def check_weight(weight: Tensor) -> None:
             f"weight: expected (out_features, in_features), got {tuple(weight.shape)}; project the "
             "matrices of a stack one by one"
         )
-    if not weight.is_floating_point():
+    if weight.dtype not in REAL:
         raise ValueError(
-            f"weight: expected a floating-point dtype, got {weight.dtype}; use .float()"
+            f"weight: expected float16, bfloat16, float32 or float64, got {weight.dtype}; use "
+            ".float()"
         )
     if weight.is_meta:
         raise ValueError("weight: expected values, got a tensor on the meta device; load it first")

@@ -54,7 +54,8 @@ class MonarchShape:
         if k > in_features or outputs > out_features:
             raise ValueError(
                 f"nblocks: expected at most {in_features} input blocks and {out_features} output "
-                f"blocks, one for each feature, got ({k}, {outputs})"
+                f"blocks, one for each feature, got ({k}, {outputs}); take nblocks="
+                f"({min(k, in_features)}, {min(outputs, out_features)}) or fewer"
             )
         smaller, larger = sorted((in_features, out_features))
         limit = smaller if rank is None else larger
@@ -81,7 +82,7 @@ class MonarchShape:
                 )
         shape = cls(in_features, out_features, k, outputs, 1)
         if rank is None:
-            rank = min(max(1, smaller // (k * outputs)), shape.full_rank)
+            rank = smaller // (k * outputs)  # never more than a slice has
         require_integer("Monarch", 1, rank=rank)
         if rank > shape.full_rank:
             raise ValueError(

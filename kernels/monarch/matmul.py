@@ -38,11 +38,13 @@ def monarch_matmul(
 
     r·(l·k·p + k·l·s) parameters, and twice that of operations a row. Output blocks are contiguous:
     feature l·s + j of y belongs to block l (the square form M = P L Pᵀ R of the paper, which ends
-    in a permutation, interleaves them). The permutation between the products is nowhere a copy.
+    in a permutation, interleaves them). The permutation between the products is no copy, but for
+    few rows on a CPU, where a copy is the least.
 
     Sums are float32 for half precision; what lies between the products is rounded to the dtype of
     x. Kept for the backward: x, and h where the gradient of `left` or of an activation needs it.
-    Can be differentiated once, in reverse; complex tensors and backend "dense" as often as wanted.
+    Can be differentiated once, in reverse; complex tensors, backend "dense" and all under
+    `torch.func` (vmap, grad, jvp, …), which is computed in ordinary torch, as often as wanted.
 
     Args:
         x: float16, bfloat16, float32 or float64, of any strides; or complex. Under
@@ -101,7 +103,15 @@ def _in_ordinary_torch(
     """The product that is no operator, if there is to be none."""
     if backend == "dense":
         return dense_product
-    if backend == "auto":
+    if torch._C._are_functorch_transforms_active():
+        # An operator has no rule for them, and its tangent would be zero without a word.
+        if backend == "triton":
+            raise ValueError(
+                "backend: expected 'auto', 'reference' or 'dense' under torch.func, whose "
+                "transforms Triton kernels do not have, got 'triton'"
+            )
+        return batched_product
+    if backend == "auto" and not torch.compiler.is_exporting():  # for any number of rows
         least = merged_from(right, left)
         if least is not None and rows.shape[0] >= least:
             return dense_product

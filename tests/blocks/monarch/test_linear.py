@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ropewalk.blocks.monarch import MonarchLinear, MonarchShape, monarch_project
+from ropewalk.kernels.monarch import matmul
 
 # Features, blocks, rank: square, tall, wide, filled up on either side, one of everything.
 SHAPES = [
@@ -54,7 +55,13 @@ def test_gradients_are_those_of_the_matrix(inputs, outputs, nblocks, rank):
 
 @pytest.mark.parametrize(
     ("inputs", "outputs", "nblocks", "rank"),
-    [(512, 512, 4, None), (256, 1024, 8, 2), (1024, 256, 8, 1), (250, 509, (7, 6), 3)],
+    [
+        (512, 512, 4, None),
+        (256, 1024, 8, 2),
+        (1024, 256, 8, 1),
+        (250, 509, (7, 6), 3),
+        (5, 2000, (3, 1), 2),
+    ],
 )
 def test_the_output_varies_as_that_of_a_dense_layer(inputs, outputs, nblocks, rank):
     """Averaged over layers, because one layer of few factors is a draw of few numbers."""
@@ -63,7 +70,7 @@ def test_the_output_varies_as_that_of_a_dense_layer(inputs, outputs, nblocks, ra
 
     @torch.no_grad()
     def deviation(make_layer):
-        squares = [make_layer()(x).square().mean() for _ in range(12)]
+        squares = [make_layer()(x).square().mean() for _ in range(12 if inputs > 99 else 300)]
         return torch.stack(squares).mean().sqrt()
 
     ours = deviation(lambda: MonarchLinear(inputs, outputs, nblocks=nblocks, rank=rank, bias=False))
@@ -95,6 +102,74 @@ def test_from_linear_is_the_projection(nblocks, rank, bias):
     torch.testing.assert_close(linear.state_dict(), before, rtol=0, atol=0)
     again = MonarchLinear.from_linear(layer.to_linear(), nblocks=nblocks, rank=rank)
     assert again.relative_error == pytest.approx(0.0, abs=1e-5)
+
+
+def test_what_it_turns_into_is_apart_from_it_and_in_the_same_mode():
+    layer = make(13, 11, (3, 2), 2).eval()
+    linear = layer.to_linear()
+    assert linear.bias.data_ptr() != layer.get_parameter("bias").data_ptr()
+    turned = layer.transpose()
+    assert turned.right.data_ptr() != layer.left.data_ptr()
+    assert [m.training for m in (linear, turned)] == [False, False]
+    assert layer.train().to_linear().training
+    assert layer.transpose().training
+
+
+def test_the_dense_weight_of_half_precision_is_rounded_once():
+    layer = make(64, 64, 4, 16, dtype=torch.bfloat16)
+    wide = copy.deepcopy(layer).double().weight
+    expected = wide.float().to(torch.bfloat16)
+    torch.testing.assert_close(layer.to_linear().weight, expected, rtol=0, atol=1e-4)
+
+
+def test_the_backend_is_the_one_that_was_asked_for(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("the operator")
+
+    monkeypatch.setattr(matmul, "monarch_op", refuse)
+    layer = MonarchLinear(32, 32, nblocks=4, backend="dense")
+    layer(torch.randn(3, 32))
+    layer.transpose()(torch.randn(3, 32))
+    layer.backend = "reference"
+    for asked in (layer, layer.transpose()):
+        with pytest.raises(AssertionError, match="the operator"):
+            asked(torch.randn(3, 32))
+
+
+@pytest.mark.parametrize("rows", [4, 3000])
+def test_torch_func_sees_through_it_with_any_number_of_rows(rows):
+    layer = make(128, 96, 8, 1, dtype=torch.float64)
+    x, tangent = torch.randn(2, rows, 128, dtype=torch.float64)
+    expected = torch.func.jvp(layer.to_linear(), (x,), (tangent,))
+    torch.testing.assert_close(torch.func.jvp(layer, (x,), (tangent,)), expected)
+    factors = dict(layer.named_parameters())
+
+    def loss(factors, row):
+        return torch.func.functional_call(layer, factors, (row,)).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(factors, x[:3])
+    for name, gradient in each.items():
+        assert gradient.shape == (3, *factors[name].shape)
+    whole = torch.autograd.grad(layer(x[:3]).square().sum(), list(factors.values()))
+    torch.testing.assert_close([g.sum(0) for g in each.values()], list(whole))
+    layer.backend = "triton"
+    with pytest.raises(ValueError, match=r"under torch\.func"):
+        torch.func.jvp(layer, (x,), (tangent,))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_exported_for_any_number_of_rows():
+    layer = make(128, 96, 8, 1)
+    rows = torch.export.Dim("rows", min=2, max=100_000)
+    program = torch.export.export(layer, (torch.randn(4, 128),), dynamic_shapes=({0: rows},))
+    for count in (2, 9000):
+        x = torch.randn(count, 128)
+        torch.testing.assert_close(program.module()(x), layer(x))
+
+
+def test_the_output_can_be_viewed_where_features_are_filled_up():
+    y = make(16, 18, 4, 1)(torch.randn(2, 3, 16))
+    assert y.view(2, -1).shape == (2, 54)
 
 
 def test_from_linear_keeps_what_is_frozen():
@@ -192,9 +267,24 @@ def test_what_it_made_is_solved_for(features, nblocks, rank, bias):
     torch.testing.assert_close(layer.log_abs_det(), expected)
 
 
+def test_what_it_made_under_autocast_is_solved_for():
+    layer = MonarchLinear(16, 16, nblocks=4, rank=1, bias=False)
+    with torch.no_grad():
+        for factor in layer.parameters():
+            factor.copy_(torch.eye(4) + 0.1 * factor)
+    x = torch.randn(3, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = layer.solve(layer(x))
+    torch.testing.assert_close(found, x, rtol=0.05, atol=0.05)
+
+
 def test_what_cannot_be_inverted_says_so():
     with pytest.raises(ValueError, match="expected numbers that divide the features"):
         make(13, 13, 3, 2).log_abs_det()
+    with pytest.raises(ValueError, match="expected numbers that divide the features"):
+        make(15, 15, 2, 4).solve(torch.randn(15))
+    with pytest.raises(TypeError, match="y: expected a tensor, got list"):
+        make(16, 16, 4, 1).solve([1.0])
     with pytest.raises(ValueError, match="square"):
         make(16, 16, 4, 2).solve(torch.randn(16))
     with pytest.raises(ValueError, match=r"y: expected \(\.\.\., 16\), got \(4,\)"):
@@ -211,9 +301,9 @@ def test_its_text_counts_parameters_and_operations():
     near = MonarchLinear.from_linear(nn.Linear(16, 16), backend="reference")
     assert f"relative_error={near.relative_error:.4f}" in repr(near)
     assert "backend=reference" in repr(near)
-    assert "backend=auto (on cpu never dense)" in words
+    assert "backend=auto (float32 on cpu: never dense)" in words
     small = repr(MonarchLinear(64, 64, nblocks=4, rank=16))
-    assert re.search(r"backend=auto \(on cpu dense from \d+ rows\)", small)
+    assert re.search(r"backend=auto \(float32 on cpu: dense from \d+ rows\)", small)
 
 
 def test_from_factors_checks_and_copies():
@@ -234,6 +324,7 @@ def test_from_factors_checks_and_copies():
 @pytest.mark.parametrize(
     ("given", "error", "words"),
     [
+        ([1.0], TypeError, "x: expected a tensor, got list"),
         (torch.randn(2, 12), ValueError, r"x: expected \(\.\.\., 13\), got \(2, 12\)"),
         (torch.tensor(1.0), ValueError, "x: expected"),
         (torch.ones(2, 13, dtype=torch.int64), ValueError, r"torch.int64; use \.to\(layer.right\)"),
@@ -263,3 +354,5 @@ def test_refused(options, error, words):
 def test_only_dense_layers_are_projected():
     with pytest.raises(TypeError, match=r"expected an nn\.Linear, got Conv2d"):
         MonarchLinear.from_linear(nn.Conv2d(3, 3, 1))
+    with pytest.raises(ValueError, match="got a lazy one; call it once before"):
+        MonarchLinear.from_linear(nn.LazyLinear(8))

@@ -162,6 +162,23 @@ def test_a_dense_gaussian_at_half_the_parameters():
     assert found.relative_error == pytest.approx(best, abs=0.02)
 
 
+@pytest.mark.parametrize(
+    ("scale", "dtype"), [(1e-170, torch.float64), (1e150, torch.float64), (1e30, torch.float32)]
+)
+def test_the_error_does_not_hang_on_the_scale(scale, dtype):
+    weight = gaussian(12, 12).to(dtype)
+    expected = monarch_project(weight, nblocks=3, rank=1).relative_error
+    found = monarch_project(weight * scale, nblocks=3, rank=1)
+    assert found.relative_error == pytest.approx(expected, rel=1e-5)
+
+
+def test_either_factor_has_half_of_each_slice():
+    found = monarch_project(gaussian(12, 20), nblocks=(4, 3), rank=2)
+    right = found.right.unflatten(1, (3, 2)).transpose(0, 1)  # (l, k, r, p)
+    left = found.left.unflatten(2, (4, 2)).transpose(1, 2)  # (l, k, s, r)
+    torch.testing.assert_close(right.norm(dim=-1), left.norm(dim=-2))
+
+
 def test_a_weight_of_zeros_and_one_that_is_part_of_a_graph():
     found = monarch_project(torch.zeros(8, 8), nblocks=2)
     assert found.relative_error == 0.0
@@ -178,6 +195,8 @@ def test_a_weight_of_zeros_and_one_that_is_part_of_a_graph():
         (torch.randn(8), ValueError, r"expected \(out_features, in_features\), got \(8,\)"),
         (torch.randn(2, 8, 8), ValueError, "one by one"),
         (torch.ones(8, 8, dtype=torch.int32), ValueError, r"got torch.int32; use \.float\(\)"),
+        (torch.ones(8, 8).to(torch.float8_e4m3fn), ValueError, "expected float16, bfloat16"),
+        (torch.full((8, 8), 3e38), ValueError, "divide the weight before"),
         (torch.ones(8, 8, device="meta"), ValueError, "meta device; load it first"),
         (torch.full((8, 8), math.nan), ValueError, "expected finite numbers"),
         (torch.full((8, 8), math.inf), ValueError, "expected finite numbers"),

@@ -33,6 +33,11 @@ def test_refused(change, error, words):
         monarch_matmul(**given)
 
 
+def test_a_rank_that_is_no_whole_number():
+    with pytest.raises(ValueError, match=r"with one rank r.*3 = l·1\.5 rows of right"):
+        monarch_matmul(torch.randn(2, 8), torch.randn(2, 3, 4), torch.randn(2, 5, 3))
+
+
 def test_complex_numbers_have_no_activation():
     x, right, left = (t.to(torch.complex64) for t in (X, RIGHT, LEFT))
     with pytest.raises(ValueError, match="activation: expected None for complex"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ropewalk.kernels.monarch import monarch_matmul, op
+from ropewalk.kernels.monarch import matmul, monarch_matmul, op
 
 
 @pytest.mark.opcheck
@@ -65,6 +65,29 @@ def test_hidden_values_are_computed_again_where_they_were_not_kept(make_case):
         *tensors[:4], nothing, upstream, needs, "silu", False, "reference"
     )
     torch.testing.assert_close(kept, without, rtol=0, atol=0)
+
+
+def test_nothing_is_kept_where_there_is_no_graph(make_case, monkeypatch):
+    case = make_case(tokens=64, k=4, p=4, l=4, s=4, r=2).to(dtype=torch.float32)
+    kept = []
+
+    def spied(*args):
+        kept.append(args[6])
+        return op.monarch_op(*args)
+
+    monkeypatch.setattr(matmul, "monarch_op", spied)
+    with torch.no_grad():
+        monarch_matmul(case.x, case.right, case.left, backend="reference")
+    monarch_matmul(case.x, case.right, case.left, backend="reference")
+    assert kept == [False, True]
+
+
+def test_no_gradient_is_made_for_the_hidden_values(make_case):
+    case = make_case(tokens=5, k=3, p=4, l=2, s=3, r=2).to(dtype=torch.float32)
+    x = case.x.detach().unflatten(1, (3, 4)).requires_grad_()
+    y, hidden = op.monarch_op(x, case.right, case.left, None, None, False, True, "reference")
+    assert y.requires_grad
+    assert not hidden.requires_grad
 
 
 def test_nothing_is_kept_that_no_gradient_needs(make_case):

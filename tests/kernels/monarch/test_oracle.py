@@ -78,6 +78,23 @@ def test_chunks_of_tokens_change_nothing(make_case, monarch_oracle, monkeypatch,
     torch.testing.assert_close(gradients(found, case.tensors), gradients(expected, case.tensors))
 
 
+def test_gradients_of_half_precision_are_summed_in_float32(make_case, monarch_oracle, monkeypatch):
+    """Over many chunks, where a sum in half precision would lose what each of them adds."""
+    monkeypatch.setattr(chunks, "CACHED", 1)
+    half = make_case(tokens=4096, k=2, p=2, l=2, s=2, r=1).to(dtype=torch.bfloat16)
+    exact = half.to(dtype=torch.float64)
+    for activation in (None, "gelu"):
+        found = monarch_matmul(
+            half.x, half.right, half.left, bias=half.bias, activation=activation,
+            backend="reference",
+        )  # fmt: skip
+        expected = monarch_oracle(exact, activation)
+        ours = torch.autograd.grad(found, half.tensors[1:], torch.ones_like(found))
+        theirs = torch.autograd.grad(expected, exact.tensors[1:], torch.ones_like(expected))
+        for mine, true in zip(ours, theirs, strict=True):
+            assert ((mine.double() - true).norm() / true.norm()).item() < 0.01
+
+
 @pytest.mark.parametrize(("tokens", "width"), [(0, 5), (1, 10**6), (1000, 4096), (77, 1)])
 def test_chunks_cover_all_tokens_once(tokens, width):
     x = torch.empty(tokens, 1, 1, device="cpu")
