@@ -2,11 +2,11 @@
 
     OMP_NUM_THREADS=1 python notebooks/monarch_compression.py
 
-The feed-forward layers of the default model are replaced at equal numbers of parameters by low-rank
-factors (SVD: Monarch with one block) and by Monarch with four blocks, each projected by weight and
-by what the layers read (`calibration`), and trained for 200 steps. The loss is that of the held-out
-text that ships with the package; calibration and training read the training text, which has none of
-those files. Each cell is written when it is done; a run that was stopped continues.
+The feed-forward layers of the default model are replaced, at exactly equal numbers of parameters,
+by low-rank factors (SVD: Monarch with one block) and by Monarch with four blocks, each projected by
+weight and by what the layers read (`calibration`), and then trained for 200 steps. The loss is that
+of the held-out text that ships with the package; calibration and training read the training text,
+which has none of those files. Each cell is written when it is done; a run that was stopped goes on.
 """
 
 import argparse
@@ -31,12 +31,13 @@ from ropewalk.evals.models import open_model
 
 RESULTS = Path(__file__).with_suffix(".json")
 METHODS: dict[str, dict[str, Any]] = {
-    "SVD": {"nblocks": 1},
-    "Monarch": {"nblocks": 4},
-    "SVD, calibrated": {"nblocks": 1, "calibrated": True},
     "Monarch, calibrated": {"nblocks": 4, "calibrated": True},
+    "SVD, calibrated": {"nblocks": 1, "calibrated": True},
+    "Monarch": {"nblocks": 4},
+    "SVD": {"nblocks": 1},
 }
-COMPRESSIONS = (2, 4, 8)
+# Blocks × rank: a layer has that many times (in + out) parameters.
+WIDTHS = (92, 44, 20)
 FEED_FORWARD = "*.mlp.*"
 STEPS, WARMUP, ROWS, LENGTH, RATE = 200, 20, 8, 256, 5e-4
 CALIBRATION_WINDOWS = SCORED_WINDOWS = 64
@@ -76,7 +77,7 @@ def losses(model: nn.Module, windows: Tensor) -> Tensor:
 
 
 def compressed(
-    model: nn.Module, text: TrainingText, compression: float, nblocks: int, calibrated: bool = False
+    model: nn.Module, text: TrainingText, width: int, nblocks: int, calibrated: bool = False
 ) -> tuple[nn.Module, MonarchReport]:
     """A copy with fewer parameters in its feed-forward layers."""
     model = copy.deepcopy(model)
@@ -88,7 +89,7 @@ def compressed(
         model,
         match=FEED_FORWARD,
         nblocks=nblocks,
-        target_compression=compression,
+        rank=width // nblocks,
         calibration=calibration,
         progress=False,
     )
@@ -117,7 +118,6 @@ def sizes(report: MonarchReport) -> dict[str, Any]:
     return {
         "compression": report.compression,
         "model_parameters": report.model_parameters_after,
-        "rank": report.converted[0].rank,
         "mean_relative_error": sum(errors) / len(errors),
     }
 
@@ -142,8 +142,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     out = parser.parse_args().out
     settings = {
-        "compressions": COMPRESSIONS,
-        "methods": METHODS,
         "match": FEED_FORWARD,
         "steps": STEPS,
         "rows": ROWS,
@@ -153,7 +151,6 @@ def main() -> None:
         "scored_windows": SCORED_WINDOWS,
         "window": WINDOW,
     }
-    settings = json.loads(json.dumps(settings))
     results: dict[str, Any] = {"settings": settings, "cells": {}}
     if out.exists():
         results = json.loads(out.read_text())
@@ -165,19 +162,17 @@ def main() -> None:
         "threads": torch.get_num_threads(),
     }
     model, text, windows = default_model(), TrainingText(), scored_windows()
-    cells = [("dense", None, {})] + [
-        (f"{name}, {times}×", times, options)
-        for times in COMPRESSIONS
-        for name, options in METHODS.items()
-    ]
-    for name, times, options in cells:
+    cells = [("dense", 0)] + [(method, width) for method in METHODS for width in WIDTHS]
+    for method, width in cells:
+        name = f"{method}, {width}" if width else method
         if name in results["cells"]:
             continue
-        if times is None:
+        if not width:
             cell = measure(copy.deepcopy(model), text, windows)
         else:
-            smaller, report = compressed(model, text, times, **options)
-            cell = {**sizes(report), **measure(smaller, text, windows)}
+            smaller, report = compressed(model, text, width, **METHODS[method])
+            cell = {"method": method, "width": width, **sizes(report)}
+            cell |= measure(smaller, text, windows)
         results["cells"][name] = cell
         temporary = out.with_suffix(".partial")
         temporary.write_text(json.dumps(results) + "\n")
