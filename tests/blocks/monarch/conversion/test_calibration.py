@@ -96,9 +96,7 @@ def test_a_layer_that_the_calibration_never_reaches_is_projected_by_weight(
     make_model, inputs
 ) -> None:
     model, plain = make_model(), make_model()
-    report = monarchize(
-        model, match="*", nblocks=2, rank=1, calibration=lambda _: model[0](inputs)
-    )
+    report = monarchize(model, match="*", nblocks=2, rank=1, calibration=lambda _: model[0](inputs))
     monarchize(plain, match="*", nblocks=2, rank=1)
     errors = {row.name: row.output_error for row in report.layers}
     assert [name for name, error in errors.items() if error is None] == [
