@@ -16,9 +16,9 @@ import math
 import torch
 from torch import Tensor
 
-PASSING = {torch.float32: 32, torch.float64: 16, torch.bfloat16: 200, torch.float16: 200}
+PASSING = {torch.float32: 32, torch.float64: 16, torch.bfloat16: 100, torch.float16: 100}
 """c of a CPU: matrix units make multiplications of half precision cheap, and memory no faster."""
-MAKING = 48
+MAKING = {torch.float32: 48, torch.float64: 24, torch.bfloat16: 150, torch.float16: 150}
 """m of a CPU: writing the matrix."""
 AT_ONCE = 2**18
 """Values of all rows up to which a CPU needs no chunks: they fit its cache."""
@@ -35,7 +35,7 @@ def merged_from(right: Tensor, left: Tensor) -> int | None:
     inputs, outputs, width, rank = k * p, blocks * s, k * rows, rows // blocks
     on_cpu = right.device.type == "cpu"
     passing = PASSING.get(right.dtype, 0) if on_cpu else 0
-    making = MAKING if on_cpu else 0
+    making = MAKING.get(right.dtype, 0) if on_cpu else 0
     parameters = width * (p + s)
     saved = parameters + passing * (inputs + outputs + 2 * width) - inputs * outputs
     if saved <= 0:

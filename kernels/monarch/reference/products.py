@@ -1,10 +1,15 @@
-"""Forward: the first product leaves its result so that the second can read it as it lies.
+"""Forward: two batched products, the second of which is written where it belongs.
 
-For a chunk of t tokens, whose hidden values stay in the cache, tokens come last: H[k, r, l, t]. The
-first product writes block k of it as one matrix (r·l, t); the second takes, for output block l, the
-matrix (k·r, t) whose rows lie l·t apart, and writes block l of the result where it belongs. Those
-are ordinary operands of matrix products: no value of a token is copied to be permuted. It takes the
-rows of R in the order (r, l), a copy of the factor, and none at rank 1.
+The hidden values of a chunk of t tokens stay in the cache. They lie as the dtype's products like:
+
+    float32, float64   tokens last, H[k, r, l, t]. The first product writes block k as one matrix
+                       (r·l, t); the second takes, for output block l, the matrix (k·r, t) whose
+                       rows lie l·t apart. Those are ordinary operands: no value of a token is
+                       copied to be permuted. R is taken with its rows in the order (r, l), a copy
+                       of the factor, and none at rank 1.
+    half precision     tokens first, H[l, t, k, r], gathered from the first product's result in runs
+                       of r numbers: matrix units take transposed operands several times more slowly
+                       than they take a copy.
 """
 
 import torch
@@ -12,7 +17,7 @@ from torch import Tensor
 
 from ropewalk.kernels.monarch.activation import activate
 from ropewalk.kernels.monarch.problem import Problem
-from ropewalk.kernels.monarch.reference.chunks import hidden_of, token_chunks
+from ropewalk.kernels.monarch.reference.chunks import hidden_of, token_chunks, tokens_first
 
 
 def forward(problem: Problem, keep_hidden: bool) -> tuple[Tensor, Tensor | None]:
@@ -32,8 +37,8 @@ def forward(problem: Problem, keep_hidden: bool) -> tuple[Tensor, Tensor | None]
 
 
 def ranks_first(problem: Problem) -> Tensor:
-    """R with the rows of a block in the order (r, l) instead of (l, r)."""
-    if problem.rank == 1:
+    """R as the first product takes it; with the rows of a block as (r, l) where tokens are last."""
+    if problem.rank == 1 or tokens_first(problem):
         return problem.right
     rows = problem.right.unflatten(1, (problem.output_blocks, problem.rank))
     return rows.transpose(1, 2).flatten(1, 2)
@@ -41,8 +46,11 @@ def ranks_first(problem: Problem) -> Tensor:
 
 def hidden_view(problem: Problem, flat: Tensor) -> Tensor:
     """H (k·r, l, t) of the flat hidden values of a chunk."""
+    inputs, outputs = problem.input_blocks * problem.rank, problem.output_blocks
     tokens = flat.numel() // problem.width
-    return flat.view(problem.input_blocks * problem.rank, problem.output_blocks, tokens)
+    if tokens_first(problem):
+        return flat.view(outputs, tokens, inputs).permute(2, 0, 1)
+    return flat.view(inputs, outputs, tokens)
 
 
 def first_product(problem: Problem, rows: Tensor, x: Tensor, out: Tensor | None) -> Tensor:
@@ -54,8 +62,13 @@ def first_product(problem: Problem, rows: Tensor, x: Tensor, out: Tensor | None)
         x: (t, k, p).
         out: where H goes, flat; fresh memory if none.
     """
-    flat = x.new_empty(x.shape[0] * problem.width) if out is None else out
-    torch.bmm(rows, x.permute(1, 2, 0), out=flat.view(*rows.shape[:2], x.shape[0]))
+    (tokens, k, _), outputs, rank = x.shape, problem.output_blocks, problem.rank
+    flat = x.new_empty(tokens * problem.width) if out is None else out
+    if tokens_first(problem):
+        hidden = torch.bmm(x.transpose(0, 1), rows.mT).view(k, tokens, outputs, rank)
+        flat.view(outputs, tokens, k, rank).copy_(hidden.permute(2, 1, 0, 3))
+    else:
+        torch.bmm(rows, x.permute(1, 2, 0), out=flat.view(k, rank * outputs, tokens))
     return hidden_view(problem, flat)
 
 
