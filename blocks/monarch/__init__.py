@@ -38,7 +38,12 @@ from ropewalk.blocks.monarch.inverse import (
     monarch_transpose,
 )
 from ropewalk.blocks.monarch.linear import MonarchLinear
-from ropewalk.blocks.monarch.product import MonarchProduct, monarch_product, product_to_dense
+from ropewalk.blocks.monarch.product import (
+    MonarchProduct,
+    monarch_product,
+    product_sizes,
+    product_to_dense,
+)
 from ropewalk.blocks.monarch.projection import Projection, monarch_project
 from ropewalk.blocks.monarch.shape import MonarchShape
 from ropewalk.kernels.monarch import monarch_matmul, monarch_to_dense
@@ -74,6 +79,7 @@ __all__ = [
     "monarch_to_dense",
     "monarch_transpose",
     "monarchize",
+    "product_sizes",
     "product_to_dense",
     "remove_adapters",
     "toeplitz",

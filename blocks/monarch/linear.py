@@ -224,9 +224,10 @@ class MonarchLinear(nn.Module):
                 f"x: expected (..., {shape.in_features}), got {tuple(x.shape)}, for a layer of "
                 f"{shape.in_features} to {shape.out_features} features"
             )
-        if not x.is_floating_point():
+        if x.dtype != self.right.dtype and not _under_autocast(x):
             raise ValueError(
-                f"x: expected a floating-point dtype, got {x.dtype}; use .to(layer.right)"
+                f"x: expected {self.right.dtype} as the parameters are, got {x.dtype}; use "
+                "x.to(layer.right), layer.to(x.dtype), or torch.autocast"
             )
         bias, over = self.bias, shape.padded_out - shape.out_features
         if shape.padded_in > shape.in_features:
@@ -255,8 +256,7 @@ class MonarchLinear(nn.Module):
             raise TypeError(f"y: expected a tensor, got {type(y).__name__}")
         if y.ndim < 1 or y.shape[-1] != self.out_features:
             raise ValueError(f"y: expected (..., {self.out_features}), got {tuple(y.shape)}")
-        kind = y.device.type
-        if kind in AUTOCAST_DEVICES and torch.is_autocast_enabled(kind):
+        if _under_autocast(y):
             y = y.to(self.right.dtype)  # what the layer made under it is narrower
         return monarch_solve(self.right, self.left, y if self.bias is None else y - self.bias)
 
@@ -319,3 +319,11 @@ class MonarchLinear(nn.Module):
         rows = merged_from(self.right, self.left)
         where = f"{str(self.right.dtype).removeprefix('torch.')} on {self.right.device.type}"
         return f"auto ({where}: {'never dense' if rows is None else f'dense from {rows} rows'})"
+
+
+def _under_autocast(x: Tensor) -> bool:
+    """Whether autocast is on where x is, so that its dtype may be another than the parameters'."""
+    kind = x.device.type
+    if not (kind in AUTOCAST_DEVICES and torch.is_autocast_enabled(kind)):
+        return False
+    return x.is_floating_point()

@@ -3,7 +3,7 @@
 reference   batched products over views, through the caches by chunks of tokens (reference/)
 triton      kernels that fold the permutation into a store (triton/)
 dense       the merged matrix, then one product; ordinary torch, never an operator (dense.py)
-auto        dense where `break_even` says that it is faster, else triton where it can run on a
+auto        dense where `merged_from` (break_even.py) says that it is faster, else triton where it can run on a
             CUDA device, else reference, for which a few rows are batched products in ordinary torch
 """
 

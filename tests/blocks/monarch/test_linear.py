@@ -327,8 +327,8 @@ def test_from_factors_checks_and_copies():
         ([1.0], TypeError, "x: expected a tensor, got list"),
         (torch.randn(2, 12), ValueError, r"x: expected \(\.\.\., 13\), got \(2, 12\)"),
         (torch.tensor(1.0), ValueError, "x: expected"),
-        (torch.ones(2, 13, dtype=torch.int64), ValueError, r"torch.int64; use \.to\(layer.right\)"),
-        (torch.ones(2, 13, dtype=torch.float64), ValueError, "right: expected torch.float64"),
+        (torch.ones(2, 13, dtype=torch.int64), ValueError, r"got torch.int64; use x\.to"),
+        (torch.ones(2, 13, dtype=torch.float64), ValueError, "x: expected torch.float32 as the"),
     ],
 )
 def test_rows_that_do_not_fit(given, error, words):
