@@ -41,6 +41,11 @@ def features_of(layer: nn.Module) -> tuple[int, int]:
             "linear: expected a layer that is called, got the out_proj of nn.MultiheadAttention, "
             "which reads its weight and never calls it; an adapter there would do nothing"
         )
+    if any(parameter.is_complex() for parameter in layer.parameters()):
+        raise ValueError(
+            f"linear: expected a layer of real numbers, got a complex {kind}, of which a real "
+            "adapter would drop the imaginary part"
+        )
     if inputs < 1 or outputs < 1:
         raise ValueError(
             f"linear: expected features of a known number, got {kind} of {inputs} to {outputs}; "

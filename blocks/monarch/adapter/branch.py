@@ -88,9 +88,8 @@ class MonarchBranch(MonarchLinear):
             x = functional.dropout(x, self.dropout)
         return super().forward(x.to(self.right.dtype))
 
-    @torch.no_grad()
     def delta(self, factor: float) -> Float[Tensor, "out_features in_features"]:
-        """The matrix times a factor, in float32 (float64 of float64)."""
+        """The matrix times a factor, in float32 (float64 of float64); differentiable."""
         wide = statistics_dtype(self.right.dtype)
         dense = monarch_to_dense(self.right.to(wide), self.left.to(wide))
         return dense[: self.out_features, : self.in_features] * factor

@@ -15,7 +15,7 @@ Sources: Tan et al. 2024, arXiv 2408.17383 (Monarch adapters, MoRe); Dao et al.,
 Hu et al. 2021, arXiv 2106.09685 §4.1 (a branch that starts at zero, and merging).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -24,18 +24,14 @@ from torch import Tensor, nn
 
 from ropewalk.blocks.monarch.adapter.base_layer import features_of, place_of
 from ropewalk.blocks.monarch.adapter.branch import MonarchBranch
-from ropewalk.blocks.monarch.adapter.merging import (
-    after_loading,
-    before_loading,
-    merged_weight,
-    save_unmerged,
-)
+from ropewalk.blocks.monarch.adapter.merging import is_addable, merged_weight, weight_with
 from ropewalk.blocks.monarch.adapter.names import Active, as_weights, check_name
+from ropewalk.blocks.monarch.adapter.wrapped import WrappedLayer
 from ropewalk.blocks.monarch.shape import Blocks
 from ropewalk.kernels.monarch import Backend
 
 
-class MonarchAdapter(nn.Module):
+class MonarchAdapter(WrappedLayer):
     """Adapters of one linear layer.
 
     Any number of adapters, of which any may be active. The layer's own parameters are frozen while
@@ -69,8 +65,6 @@ class MonarchAdapter(nn.Module):
         TypeError: no linear layer, or an argument of the wrong kind.
     """
 
-    base_layer: nn.Module
-
     def __init__(
         self,
         linear: nn.Module,
@@ -83,60 +77,57 @@ class MonarchAdapter(nn.Module):
         backend: Backend = "auto",
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
         if isinstance(linear, MonarchAdapter):
             raise ValueError(
                 "linear: expected a layer without adapters, got a MonarchAdapter; give it another "
                 f"adapter with .add({name!r})"
             )
-        self.in_features, self.out_features = features_of(linear)
-        self.base_layer = linear
+        sizes = features_of(linear)
+        super().__init__(linear)
+        self.in_features, self.out_features = sizes
         self.adapters = nn.ModuleDict()
         # What `activate` was told: the weight of each adapter that counts.
         self._active: dict[str, float] = {}
-        # While adapters are merged: their names, and the parameter that is there without them. In a
-        # tuple, because a module would take a bare parameter for one of its own.
-        self._merged: tuple[str, ...] = ()
-        self._unmerged: tuple[nn.Parameter, ...] = ()
-        self._remerge: tuple[str, ...] = ()
         self.add(
             name, nblocks=nblocks, rank=rank, scaling=scaling, dropout=dropout, backend=backend,
             dtype=dtype,
         )  # fmt: skip
         self._active = {name: 1.0}
-        self._trainable = {key: p.requires_grad for key, p in linear.named_parameters()}
-        linear.requires_grad_(False)
-        self.train(linear.training)
-        self.register_state_dict_post_hook(save_unmerged)
-        self.register_load_state_dict_pre_hook(before_loading)
-        self.register_load_state_dict_post_hook(after_loading)
+        self._freeze()
 
     @property
     def weight(self) -> Tensor:
-        """The weight of the layer, for models that ask for its dtype or device."""
-        holder: Any = self.base_layer
-        return holder.weight
+        """The weight that the layer computes with, for models that read it instead of calling.
 
-    @property
-    def bias(self) -> Tensor | None:
-        """The bias of the layer."""
+        Where active adapters are not merged it is summed at each access, for about the operations
+        of as many rows as the adapters have ranks; else it is the parameter itself, as it is of a
+        quantised or sharded layer. Assigning sets the weight without adapters.
+        """
         holder: Any = self.base_layer
-        return holder.bias
+        weight = holder.weight
+        beside = [
+            (self.branch(name), factor)
+            for name, factor in self._active.items()
+            if name not in self._merged
+        ]
+        if not beside or not is_addable(weight):
+            return weight
+        return weight_with(self.base_layer, weight, beside).to(weight.dtype)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A weight or bias that a model assigns, as to tie it, is the wrapped layer's."""
+        if name not in ("weight", "bias"):
+            super().__setattr__(name, value)
+            return
+        merged = self._merged
+        self.unmerge()
+        setattr(self.base_layer, name, value)
+        self.put_merged(merged, self.summed(merged))
 
     @property
     def active(self) -> dict[str, float]:
         """The adapters that count, and with which weight."""
         return dict(self._active)
-
-    @property
-    def merged(self) -> tuple[str, ...]:
-        """The adapters that are part of the layer's weight at this moment."""
-        return self._merged
-
-    @property
-    def unmerged_weight(self) -> Any:
-        """The layer's weight without adapters, merged or not; None if it has none."""
-        return self._unmerged[0] if self._unmerged else getattr(self.base_layer, "weight", None)
 
     def branch(self, name: str) -> MonarchBranch:
         """An adapter by name.
@@ -264,7 +255,12 @@ class MonarchAdapter(nn.Module):
             KeyError: an unknown adapter.
             ValueError: an adapter that is not active; a weight that cannot be added to, such as a
                 quantised one; a sum that is not finite.
+            TypeError: no names; weights are `activate`'s.
         """
+        if isinstance(names, Mapping):
+            raise TypeError(
+                f"merge: expected names, got weights, {dict(names)}; activate(…) with them first"
+            )
         wanted = list(self._active) if names is None else list(as_weights(names))
         for name in wanted:
             self.branch(name)
@@ -275,36 +271,22 @@ class MonarchAdapter(nn.Module):
                 )
         # In the order of activation, so that the sum does not depend on who was merged first.
         together = tuple(name for name in self._active if name in {*wanted, *self._merged})
-        if together == self._merged:
-            return
-        holder: Any = self.base_layer
-        original = self.unmerged_weight
-        parts = [(self.branch(name), self._active[name]) for name in together]
-        holder.weight = merged_weight(self.base_layer, original, parts)
-        self._unmerged, self._merged = (original,), together
+        if together != self._merged:
+            self.put_merged(together, self.summed(together))
 
-    def unmerge(self) -> None:
-        """Puts back the weight that was there before `merge`, the parameter itself."""
-        if not self._unmerged:
-            return
-        holder: Any = self.base_layer
-        holder.weight = self._unmerged[0]
-        self._unmerged, self._merged = (), ()
+    def summed(self, names: Sequence[str]) -> nn.Parameter | None:
+        """What the weight would be with these active adapters merged and no others.
 
-    def without_adapters(self) -> nn.Module:
-        """The bare layer, unmerged and as trainable as it was, for whoever takes it out."""
-        self.unmerge()
-        return self._as_it_was()
+        Returns:
+            A new parameter; None if there are no names.
 
-    def merged_layer(self) -> nn.Module:
-        """The bare layer with what is merged at this moment, for good."""
-        self._unmerged, self._merged = (), ()
-        return self._as_it_was()
-
-    def _as_it_was(self) -> nn.Module:
-        for key, parameter in self.base_layer.named_parameters():
-            parameter.requires_grad_(self._trainable.get(key, False))
-        return self.base_layer.train(self.training)
+        Raises:
+            ValueError: a weight that cannot be added to, or a sum that is not finite.
+        """
+        if not names:
+            return None
+        parts = [(self.branch(name), self._active[name]) for name in names]
+        return merged_weight(self.base_layer, self.unmerged_weight, parts)
 
     def _refuse_merged(self, what: str) -> None:
         if self._merged:
@@ -312,19 +294,6 @@ class MonarchAdapter(nn.Module):
                 f"{what}: expected no merged adapters, got {', '.join(self._merged)}; unmerge() "
                 "first"
             )
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MonarchAdapter":
-        """`.to` and its like reach the parameter that is set aside, too."""
-        super()._apply(fn, recurse)
-        if self._unmerged:
-            kept = self._unmerged[0]
-            with torch.no_grad():
-                moved = fn(kept)
-            if moved.is_meta == kept.is_meta:
-                kept.data = moved  # the same parameter, which others may hold
-            else:
-                self._unmerged = (nn.Parameter(moved, requires_grad=kept.requires_grad),)
-        return self
 
     def extra_repr(self) -> str:
         """Which adapters count."""

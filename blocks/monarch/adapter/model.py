@@ -4,12 +4,13 @@ Every function here looks and makes first and changes last, so that a model is l
 one of its layers is refused.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from ropewalk.blocks.monarch.adapter.freezing import keep_frozen, thaw_rest
+from ropewalk.blocks.monarch.adapter.insertion import insert
 from ropewalk.blocks.monarch.adapter.layer import MonarchAdapter
 from ropewalk.blocks.monarch.adapter.lookup import (
     adapted_layers,
@@ -18,7 +19,11 @@ from ropewalk.blocks.monarch.adapter.lookup import (
     layers_with,
     refuse_shared,
 )
-from ropewalk.blocks.monarch.adapter.merging import unmergeable
+from ropewalk.blocks.monarch.adapter.merging import (
+    dense_with_adapters,
+    is_factored,
+    unmergeable,
+)
 from ropewalk.blocks.monarch.adapter.names import Active, as_weights, check_name
 from ropewalk.blocks.monarch.conversion.matching import Match, find
 from ropewalk.blocks.monarch.conversion.replacement import replace
@@ -37,11 +42,15 @@ def add_adapters(
     dropout: float = 0.0,
     backend: Backend = "auto",
     dtype: torch.dtype | None = None,
+    freeze: bool = True,
 ) -> list[str]:
-    """Gives linear layers of a model an adapter each. The outputs do not change by it.
+    """Gives linear layers of a model an adapter each, and freezes all else.
 
-    A layer that has adapters already gets another one, which is not active there yet; see
-    `activate_adapters`. Call `mark_only_adapters_trainable` to freeze the rest of the model.
+    The outputs do not change by it. A layer that has adapters already gets another one, which is
+    not active there yet; see `activate_adapters`.
+
+    transformers' `save_pretrained` would save wrapped layers by other names, and refuses tied ones:
+    save `adapter_state_dict`, or the model after `merge_adapters` or `remove_adapters`.
 
     Args:
         model: any; it is changed in place.
@@ -54,6 +63,9 @@ def add_adapters(
         dropout: see `MonarchAdapter`.
         backend: see `MonarchAdapter`.
         dtype: see `MonarchAdapter`.
+        freeze: whether every parameter that is not an adapter's is frozen, embeddings and norms
+            too. `remove_adapters` and `merge_adapters` make them as trainable as they were.
+            Without it, only what is wrapped is frozen.
 
     Returns:
         The names of the layers, in the order of the model.
@@ -67,7 +79,6 @@ def add_adapters(
         >>> model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 32))
         >>> add_adapters(model, match="*", nblocks=4, rank=2)
         ['0', '2']
-        >>> mark_only_adapters_trainable(model)
         >>> save_file(adapter_state_dict(model), "adapter.safetensors")  # doctest: +SKIP
     """
     check_model(model)
@@ -92,48 +103,8 @@ def add_adapters(
         "nblocks": nblocks, "rank": rank, "scaling": scaling, "dropout": dropout,
         "backend": backend, "dtype": dtype,
     }  # fmt: skip
-    insert(model, [(found.name, found.module, options) for found in chosen], name)
+    insert(model, [(found.name, found.module, options) for found in chosen], name, freeze=freeze)
     return [found.name for found in chosen]
-
-
-def insert(
-    model: nn.Module, chosen: Sequence[tuple[str, nn.Module, dict[str, Any]]], name: str
-) -> None:
-    """Gives layers an adapter each, or leaves the model as it was.
-
-    Args:
-        model: changed in place.
-        chosen: name, layer or `MonarchAdapter`, and what `MonarchAdapter` is told of it.
-        name: of the adapter.
-
-    Raises:
-        ValueError: a layer that cannot have it; says which.
-        TypeError: an argument of the wrong kind.
-    """
-    new: dict[nn.Module, MonarchAdapter] = {}
-    grown: list[MonarchAdapter] = []
-    try:
-        for path, module, options in chosen:
-            if path == "" and not isinstance(module, MonarchAdapter):
-                raise ValueError(
-                    "model: expected one with layers inside of it, got a single layer; take "
-                    "MonarchAdapter(layer)"
-                )
-            try:
-                if isinstance(module, MonarchAdapter):
-                    module.add(name, **options)
-                    grown.append(module)
-                else:
-                    new[module] = MonarchAdapter(module, name=name, **options)
-            except (ValueError, TypeError) as error:
-                raise type(error)(f"{path or type(model).__name__}: {error}") from error
-        replace(model, new)
-    except BaseException:
-        for adapter in grown:
-            adapter.delete(name)
-        for adapter in new.values():
-            adapter.without_adapters()
-        raise
 
 
 def activate_adapters(model: nn.Module, names: Active) -> None:
@@ -163,30 +134,10 @@ def activate_adapters(model: nn.Module, names: Active) -> None:
         layer.activate({name: w for name, w in weights.items() if name in layer.adapters})
 
 
-def mark_only_adapters_trainable(model: nn.Module, *, name: str | None = None) -> None:
-    """Freezes every parameter of a model that is not an adapter's.
-
-    `remove_adapters` makes the wrapped layers as trainable as they were; what is frozen elsewhere
-    stays so.
-
-    Args:
-        model: with adapters.
-        name: of the only adapter to be trained; all of them if None.
-
-    Raises:
-        KeyError: an adapter that no layer has.
-        ValueError: no adapters at all.
-    """
-    layers = adapted_layers(model)
-    chosen = layers if name is None else layers_with(layers, name)
-    model.requires_grad_(False)
-    for layer in chosen.values():
-        for key in layer.adapters if name is None else [name]:
-            layer.branch(key).requires_grad_(True)
-
-
 def remove_adapters(model: nn.Module, *, name: str | None = None) -> list[str]:
     """Takes adapters out, unmerging them first; a layer without any is the plain one it was.
+
+    What was frozen with them is trainable again when the last one is gone.
 
     Args:
         model: with adapters.
@@ -197,8 +148,9 @@ def remove_adapters(model: nn.Module, *, name: str | None = None) -> list[str]:
 
     Raises:
         KeyError: an adapter that no layer has.
-        ValueError: no adapters at all; or the model is itself a `MonarchAdapter`, which cannot be
-            replaced from within.
+        ValueError: no adapters at all; the model is itself a `MonarchAdapter`, which cannot be
+            replaced from within; others that were merged with it cannot be merged anew. Nothing
+            has been changed then.
     """
     layers = adapted_layers(model)
     _refuse_root(model, "take its without_adapters()")
@@ -208,23 +160,31 @@ def remove_adapters(model: nn.Module, *, name: str | None = None) -> list[str]:
         for path, layer in chosen.items()
         if name is None or list(layer.adapters) == [name]
     }
-    for path, layer in chosen.items():
-        if path not in bare and name is not None:
-            merged = [other for other in layer.merged if other != name]
-            layer.unmerge()
-            layer.delete(name)
-            layer.merge(merged)
+    # Those that were merged together with it are merged anew: all sums first.
+    others = {
+        layer: tuple(other for other in layer.merged if other != name)
+        for path, layer in chosen.items()
+        if path not in bare
+    }
+    sums = {layer: layer.summed(kept) for layer, kept in others.items() if name in layer.merged}
     replace(model, {layer: layer.base_layer for layer in bare.values()})
+    for layer, kept in others.items():
+        if layer in sums:
+            layer.put_merged(kept, sums[layer])
+        layer.delete(str(name))
     for layer in bare.values():
         layer.without_adapters()
+    keep_frozen(model, [layer for path, layer in layers.items() if path not in bare])
     return list(bare)
 
 
 def merge_adapters(model: nn.Module) -> list[str]:
     """Makes plain layers of adapted ones, the active adapters added to their weights for good.
 
-    Holds all weights twice until it is done, so that it can go back. What is not active is
-    forgotten. To merge and unmerge a layer, see `MonarchAdapter.merge`.
+    A `MonarchLinear` with active adapters, of a model that was monarchized, becomes dense: the sum
+    of two Monarch matrices is none. Holds all weights twice until it is done, so that it can go
+    back. What is not active is forgotten; what was frozen is trainable again. To merge and unmerge
+    a layer, see `MonarchAdapter.merge`.
 
     Args:
         model: with adapters.
@@ -241,17 +201,24 @@ def merge_adapters(model: nn.Module) -> list[str]:
     refuse_shared(model, layers)
     merging = {path: layer for path, layer in layers.items() if layer.active}
     for path, layer in merging.items():
-        reason = unmergeable(layer.base_layer)
+        reason = None if is_factored(layer.base_layer) else unmergeable(layer.base_layer)
         if reason is not None:
             raise ValueError(
                 f"{path}: expected a layer with a plain weight, but {reason}; take "
                 "remove_adapters, or merge into the model before it is quantised"
             )
     before = {path: layer.merged for path, layer in merging.items()}
+    plain = {layer: layer.base_layer for layer in layers.values()}
     try:
-        for layer in merging.values():
-            layer.merge()
-        replace(model, {layer: layer.base_layer for layer in layers.values()})
+        for path, layer in merging.items():
+            try:
+                if is_factored(layer.base_layer):
+                    plain[layer] = dense_with_adapters(layer)
+                else:
+                    layer.merge()
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
+        replace(model, plain)
     except BaseException:
         for path, layer in merging.items():
             if layer.merged != before[path]:
@@ -260,6 +227,7 @@ def merge_adapters(model: nn.Module) -> list[str]:
         raise
     for layer in layers.values():
         layer.merged_layer()
+    thaw_rest(model)
     return list(layers)
 
 

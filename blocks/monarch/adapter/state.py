@@ -14,8 +14,13 @@ from torch import Tensor, nn
 
 from ropewalk.blocks.monarch.adapter.base_layer import features_of
 from ropewalk.blocks.monarch.adapter.branch import MonarchBranch
-from ropewalk.blocks.monarch.adapter.lookup import adapted_layers, check_model, layers_with
-from ropewalk.blocks.monarch.adapter.model import insert
+from ropewalk.blocks.monarch.adapter.insertion import insert
+from ropewalk.blocks.monarch.adapter.lookup import (
+    adapted_layers,
+    adapters_of,
+    check_model,
+    layers_with,
+)
 from ropewalk.blocks.monarch.adapter.names import check_name
 from ropewalk.blocks.monarch.shape import MonarchShape
 from ropewalk.kernels.monarch import Backend, check_factors
@@ -71,9 +76,11 @@ def load_adapter_state_dict(
 
     Raises:
         KeyError: an adapter that no layer has; with `strict` keys that do not fit.
-        ValueError: no adapters at all; shapes that do not fit; merged adapters. Nothing has been
-            changed then.
+        ValueError: no adapters at all; shapes or values that do not fit; merged adapters. Nothing
+            has been changed then.
+        TypeError: not a mapping, or values that are no tensors.
     """
+    _check_state(state)
     branches = _branches(model, name)
     for path, layer in adapted_layers(model).items():
         if name in layer.merged:
@@ -87,6 +94,7 @@ def load_adapter_state_dict(
             "strict=False"
         )
     for key, branch in branches.items():
+        _check_values(key, state)
         for part, shape in (("right", branch.right.shape), ("left", branch.left.shape)):
             given = state.get(f"{key}{part}")
             if given is not None and given.shape != shape:
@@ -108,6 +116,7 @@ def attach_adapter(
     dropout: float = 0.0,
     backend: Backend = "auto",
     dtype: torch.dtype | None = None,
+    freeze: bool = True,
 ) -> list[str]:
     """Gives a model the adapter that a state dict describes, where it has none of that name.
 
@@ -121,17 +130,26 @@ def attach_adapter(
         dropout: see `MonarchAdapter`.
         backend: see `MonarchAdapter`.
         dtype: see `MonarchAdapter`.
+        freeze: all that is not an adapter's, as `add_adapters` does.
 
     Returns:
         The names of the layers.
 
     Raises:
         ValueError: layers that the model has not, or that are of another size; keys that are
-            missing. Nothing has been changed then.
+            missing; values that do not fit; a layer, any, that has an adapter of this name. Nothing
+            has been changed then.
         TypeError: an argument of the wrong kind.
     """
     check_model(model)
     check_name(name)
+    _check_state(state)
+    for path, layer in adapters_of(model):
+        if name in layer.adapters:
+            raise ValueError(
+                f"{path}: name: expected a new one, got {name!r}, which is there already; choose "
+                "another one, or load_adapter_state_dict into it"
+            )
     # As adapters are named, without the prefix of torch.compile.
     modules = {path.replace("_orig_mod.", ""): each for path, each in model.named_modules()}
     chosen: list[tuple[str, nn.Module, dict[str, Any]]] = []
@@ -148,10 +166,15 @@ def attach_adapter(
                 f"state: expected layers of this {type(model).__name__}, got {path!r}, which it "
                 "does not have; take the model that the adapter was trained on"
             )
+        _check_values(prefix, state)
         right, left, scaling = (part for part in parts if part is not None)
-        check_factors(right, left)
+        try:
+            check_factors(right, left)
+            features = features_of(modules[path])
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{path}: {error}") from error
         blocks = right.shape[0], left.shape[0]
-        shape = MonarchShape(*features_of(modules[path]), *blocks, right.shape[1] // blocks[1])
+        shape = MonarchShape(*features, *blocks, right.shape[1] // blocks[1])
         if shape.right_shape != right.shape or shape.left_shape != left.shape:
             raise ValueError(
                 f"{path}: expected factors {shape.right_shape} and {shape.left_shape} for "
@@ -165,9 +188,42 @@ def attach_adapter(
         chosen.append((path, modules[path], options))
     if not chosen:
         raise ValueError("state: expected the factors of an adapter, got no keys")
-    insert(model, chosen, name)
+    insert(model, chosen, name, freeze=freeze)
     load_adapter_state_dict(model, state, name=name)
     return [path for path, _, _ in chosen]
+
+
+def _check_state(state: Mapping[str, Tensor]) -> None:
+    if not isinstance(state, Mapping):
+        raise TypeError(
+            f"state: expected what adapter_state_dict returns, got {type(state).__name__}; load a "
+            "file with safetensors.torch.load_file"
+        )
+
+
+def _check_values(prefix: str, state: Mapping[str, Tensor]) -> None:
+    """Raises unless what a state dict has of a layer are factors and a scaling."""
+    for part in ("right", "left", _SCALING):
+        key = f"{prefix}{part}"
+        if key not in state:
+            continue
+        given = state[key]
+        if not isinstance(given, Tensor):
+            raise TypeError(f"{key}: expected a tensor, got {type(given).__name__}")
+        if not given.is_floating_point() or given.is_meta:
+            raise ValueError(
+                f"{key}: expected floating-point values, got {given.dtype} on {given.device}; take "
+                "what adapter_state_dict has saved"
+            )
+        if part == _SCALING and (given.ndim or not bool(given.isfinite())):
+            raise ValueError(
+                f"{key}: expected one finite number, 0-d, got {_shown(given)}; take what "
+                "adapter_state_dict has saved"
+            )
+
+
+def _shown(given: Tensor) -> str:
+    return f"the shape {tuple(given.shape)}" if given.ndim else str(given.item())
 
 
 @torch.no_grad()

@@ -244,7 +244,7 @@ def test_rename_and_delete_keep_what_was_learned(adapted, taught):
 
 def test_it_shows_its_layer_to_models_that_look(adapted):
     layer = adapted(dtype=torch.bfloat16)
-    assert layer.weight is layer.base_layer.weight
+    assert layer.weight.dtype == torch.bfloat16
     assert layer.bias is layer.base_layer.bias
     assert (layer.in_features, layer.out_features) == (13, 18)
     assert "active={'default': 1.0}, merged=[]" in repr(layer)

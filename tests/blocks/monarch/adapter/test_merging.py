@@ -80,10 +80,10 @@ def test_merging_again_does_nothing_and_merging_more_adds(adapted, taught):
     x = torch.randn(5, 13, dtype=F64)
     expected = layer(x)
     layer.merge("b")
-    once = layer.weight
+    once = layer.base_layer.weight
     layer.merge("b")
     layer.merge(["b"])
-    assert layer.weight is once
+    assert layer.base_layer.weight is once
     assert layer.merged == ("b",)
     torch.testing.assert_close(layer(x), expected)  # a is computed beside it
     layer.merge()
@@ -109,13 +109,13 @@ def test_what_is_learned_while_merged_shows_when_merged_anew(adapted):
 def test_transposed_layers(transposed, taught):
     layer = taught(MonarchAdapter(transposed(12, 9), nblocks=3, rank=1))
     x = torch.randn(5, 9)
-    expected, values = layer(x), layer.weight.detach().clone()
+    expected, values = layer(x), layer.base_layer.weight.detach().clone()
     assert not torch.allclose(expected, layer.base_layer(x))
     layer.merge()
     assert layer.weight.shape == (9, 12)
     torch.testing.assert_close(layer(x), expected)
     layer.unmerge()
-    assert torch.equal(layer.weight, values)
+    assert torch.equal(layer.base_layer.weight, values)
 
 
 def test_the_state_dict_holds_the_weight_without_adapters(adapted):
@@ -144,18 +144,18 @@ def test_loading_into_a_merged_layer_merges_what_was_loaded(adapted, assign):
     assert layer.merged == ("default",)
     torch.testing.assert_close(layer(x), other(x))
     layer.unmerge()
-    assert torch.equal(layer.weight, other.weight)
+    assert torch.equal(layer.base_layer.weight, other.base_layer.weight)
 
 
 def test_moving_a_merged_layer_moves_what_is_set_aside(adapted):
     layer, x = adapted(), torch.randn(4, 13)
-    values = layer.weight.detach().clone()
+    values = layer.base_layer.weight.detach().clone()
     layer.merge()
     original = layer.unmerged_weight
     layer.float()
     layer.unmerge()
-    assert layer.weight is original
-    assert torch.equal(layer.weight, values.float())
+    assert layer.base_layer.weight is original
+    assert torch.equal(original, values.float())
     assert layer(x).dtype == torch.float32
     layer.merge()
     layer.to("meta")
@@ -173,7 +173,7 @@ def test_a_merged_layer_is_pickled_whole(adapted):
     other = torch.load(file, weights_only=False)
     assert torch.equal(other(x), layer(x))
     other.unmerge()
-    assert torch.equal(other.weight, layer.unmerged_weight)
+    assert torch.equal(other.base_layer.weight, layer.unmerged_weight)
     other.merge()
     other.load_state_dict(layer.state_dict())
     assert torch.equal(other(x), layer(x))
@@ -267,11 +267,11 @@ def test_bad_merges(adapted, taught):
     layer.delete("b")
     layer.unmerge()
     layer.branch("a").left.data.fill_(1e300)
-    original = layer.weight
+    original = layer.base_layer.weight
     layer.half()
     with pytest.raises(ValueError, match="merge: expected a sum of finite numbers"):
         layer.merge()
-    assert layer.weight is original
+    assert layer.base_layer.weight is original
 
 
 def test_nothing_active_is_nothing_to_merge(adapted):
