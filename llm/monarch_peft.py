@@ -31,6 +31,10 @@ What peft cannot do with them:
   are about two dense matrices.
 - A plain LoRA on a layer that has Monarch adapters is refused. A Monarch adapter on a layer that
   has a plain LoRA is not: peft does not ask the registration there, and makes a second LoRA.
+- Torch's fast path of `nn.TransformerEncoderLayer` (eval mode, gradients not needed) reads the
+  weights of its layers, where peft's adapters, LoRA's too, are not: merge them, or switch it off
+  by `torch.backends.mha.set_fastpath_enabled(False)`. `MonarchAdapter` counts there.
+- `use_qalora` and `ensure_weight_tying` are refused, too.
 - `unmerge_adapter` subtracts what `merge_adapter` added, and in half precision comes back to the
   weight but for rounding; `ropewalk.blocks.monarch.adapter` comes back to its bits.
 """

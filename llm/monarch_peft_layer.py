@@ -1,8 +1,10 @@
 """The layer that peft makes of a configuration which `monarch_peft.register_monarch` has changed.
 
 peft's own `lora.Linear` calls lora_B(lora_A(dropout(x))) · scaling, finds what learns by the names
-of these two, and merges `get_delta_weight`. So lora_A holds the right factor and fills rows up with
-zeros, and lora_B holds the left one and multiplies with both, in one operator.
+of these two, and merges `get_delta_weight`. So lora_A is the product with the right factor and
+lora_B the one with the left. Each reads its own weight only, because peft's policy for FSDP wraps
+both by themselves, and whoever is not called at that moment has none. The price is that the two are
+ordinary batched products here, not the one operator `monarch_matmul`.
 """
 
 import functools
@@ -10,6 +12,7 @@ import math
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from peft import LoraConfig
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -22,13 +25,13 @@ from ropewalk.blocks.monarch.conversion.dense import is_transposed
 from ropewalk.blocks.monarch.linear import MonarchLinear
 from ropewalk.blocks.monarch.shape import MonarchShape
 from ropewalk.kernels.dtypes import statistics_dtype
-from ropewalk.kernels.monarch import monarch_matmul, monarch_to_dense
+from ropewalk.kernels.monarch import monarch_to_dense
 
 _BLOCKS = "_ropewalk_monarch_nblocks"
 
 
 class RightFactor(nn.Module):
-    """R, and rows filled up to its width.
+    """R, and its product with rows.
 
     Attributes:
         weight: R, (k, l·r, p).
@@ -39,9 +42,13 @@ class RightFactor(nn.Module):
         self.weight = weight
         self.shape = shape
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The rows with zeros behind them."""
-        return functional.pad(x, (0, self.shape.padded_in - self.shape.in_features))
+    def forward(self, x: Float[Tensor, "*batch in_features"]) -> Float[Tensor, "*batch width"]:
+        """h[(k l r)], for rows that are filled up with zeros."""
+        shape = self.shape
+        if shape.padded_in > shape.in_features:
+            x = functional.pad(x, (0, shape.padded_in - shape.in_features))
+        x = x.unflatten(-1, (shape.input_blocks, shape.input_size))
+        return torch.einsum("...kp,kwp->...kw", x, self.weight).flatten(-2)
 
     def extra_repr(self) -> str:
         """Sizes."""
@@ -49,32 +56,36 @@ class RightFactor(nn.Module):
 
 
 class LeftFactor(nn.Module):
-    """L, and the product of both factors with rows.
+    """L, and its product with what R has made of rows.
 
     Attributes:
         weight: L, (l, s, k·r).
     """
 
-    def __init__(self, weight: nn.Parameter, right: RightFactor) -> None:
+    def __init__(self, weight: nn.Parameter, shape: MonarchShape) -> None:
         super().__init__()
         self.weight = weight
-        # In a tuple, so that R belongs to one module and is saved once.
-        self._right = (right,)
+        self.shape = shape
 
     @property
     def bias(self) -> None:
         """None: peft looks for one."""
         return None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The whole product, without what is over the edge."""
-        (right,) = self._right
-        y = monarch_matmul(x, right.weight, self.weight)
-        return y[..., : right.shape.out_features]
+    def forward(
+        self, hidden: Float[Tensor, "*batch width"]
+    ) -> Float[Tensor, "*batch out_features"]:
+        """y[(l s)], without what is over the edge."""
+        shape = self.shape
+        hidden = hidden.unflatten(-1, (shape.input_blocks, shape.output_blocks, shape.rank))
+        left = self.weight.unflatten(-1, (shape.input_blocks, shape.rank))
+        y = torch.einsum("...klr,lskr->...ls", hidden, left).flatten(-2)
+        over = shape.padded_out > shape.out_features
+        return y[..., : shape.out_features].contiguous() if over else y
 
     def extra_repr(self) -> str:
         """Sizes."""
-        shape = self._right[0].shape
+        shape = self.shape
         return f"{shape.out_features}, nblocks={shape.nblocks}, rank={shape.rank}"
 
 
@@ -146,9 +157,8 @@ class MonarchLoraLinear(LoraLinear):
         self.use_dora[adapter_name], self.lora_bias[adapter_name] = False, False
         dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout > 0 else nn.Identity()
         self.lora_dropout[adapter_name] = dropout
-        right = RightFactor(made.right, made.shape)
-        self.lora_A[adapter_name] = right
-        self.lora_B[adapter_name] = LeftFactor(made.left, right)
+        self.lora_A[adapter_name] = RightFactor(made.right, made.shape)
+        self.lora_B[adapter_name] = LeftFactor(made.left, made.shape)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -191,7 +201,7 @@ def check_config(config: LoraConfig) -> None:
     """
     for option in _foreign(config):
         raise ValueError(
-            f"config: expected a LoraConfig without {option}, which is about LoRA's two matrices, "
+            f"config: expected a LoraConfig without {option}, which only LoRA's two matrices do, "
             f"got {getattr(config, option)!r}; leave it out for Monarch adapters"
         )
     if not isinstance(config.init_lora_weights, bool):
@@ -211,5 +221,6 @@ def _options() -> tuple[str, ...]:
 
 
 def _foreign(config: LoraConfig) -> list[str]:
-    names = (*_options(), "use_dora", "lora_bias", "target_parameters")
+    more = ("use_dora", "use_qalora", "lora_bias", "target_parameters", "ensure_weight_tying")
+    names = (*_options(), *more)
     return [name for name in dict.fromkeys(names) if getattr(config, name, None)]

@@ -12,6 +12,8 @@ O(n²) factorisation, against O(n²) after O(n³) for a dense matrix. M Mᵀ is 
 Source: Dao et al. 2022, arXiv 2204.00595 §3.1, for the form; the rest follows from it.
 """
 
+from collections.abc import Callable
+
 import torch
 from einops import rearrange
 from jaxtyping import Inexact
@@ -19,6 +21,9 @@ from torch import Tensor
 
 from ropewalk.kernels.monarch import check_factors
 from ropewalk.kernels.monarch.validation import COMPLEX, REAL
+
+# torch documents this name, but its module has no list of what it exports.
+_LinAlgError = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
 
 Right = Inexact[Tensor, "input_blocks width_in input_size"]
 Left = Inexact[Tensor, "output_blocks output_size width_out"]
@@ -63,9 +68,7 @@ def monarch_inverse(right: Right, left: Left) -> tuple[Tensor, Tensor]:
     inverted = []
     for name, factor in (("left", left), ("right", right)):
         exact = factor.to(_exact(factor.dtype))
-        inverse, info = torch.linalg.inv_ex(exact, check_errors=torch.compiler.is_compiling())
-        _check_regular(name, info)
-        inverted.append(inverse.to(factor.dtype))
+        inverted.append(_regular(name, exact, _inverted).to(factor.dtype))
     return inverted[0], inverted[1]
 
 
@@ -126,12 +129,15 @@ def log_abs_det(right: Right, left: Left) -> Inexact[Tensor, ""]:
     return logarithms[0].sum() + logarithms[1].sum()
 
 
+def _inverted(blocks: Tensor) -> Tensor:
+    return torch.linalg.inv_ex(blocks, check_errors=True).inverse
+
+
 def _solve(name: str, blocks: Tensor, columns: Tensor) -> Tensor:
-    solved, info = torch.linalg.solve_ex(
-        blocks, columns, check_errors=torch.compiler.is_compiling()
-    )
-    _check_regular(name, info)
-    return solved
+    def solved(blocks: Tensor) -> Tensor:
+        return torch.linalg.solve_ex(blocks, columns, check_errors=True).result
+
+    return _regular(name, blocks, solved)
 
 
 def _exact(dtype: torch.dtype) -> torch.dtype:
@@ -173,17 +179,26 @@ def _check_square(right: Tensor, left: Tensor) -> None:
     )
 
 
-def _check_regular(name: str, info: Tensor) -> None:
-    """Reads the blocks' marks, which costs a wait for the device as torch's own solve does."""
-    if torch.compiler.is_compiling() or info.is_meta:
-        return
-    singular = info.nonzero().flatten().tolist()
-    if singular:
-        # torch documents this name, but its module has no list of what it exports.
-        raise torch.linalg.LinAlgError(  # pyright: ignore[reportPrivateImportUsage]
-            f"{name}: expected regular blocks, got singular ones: {_listed(singular)} of "
-            f"{info.numel()}; a block that starts at zero, as an adapter's does, has no inverse"
-        )
+def _regular(name: str, blocks: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """A function of the blocks that fails for singular ones, and says which these are then."""
+    if torch.compiler.is_compiling():
+        return function(blocks)
+    try:
+        return function(blocks)
+    except _LinAlgError as error:
+        raise _LinAlgError(
+            f"{name}: expected regular blocks, got singular ones{_singular(blocks)}; a block that "
+            "starts at zero, as an adapter's does, has no inverse"
+        ) from error
+
+
+def _singular(blocks: Tensor) -> str:
+    """Which blocks they are, looked up only now, because it needs values: vmap hides them."""
+    try:
+        info = torch.linalg.inv_ex(blocks.detach()).info
+        return f": {_listed(info.nonzero().flatten().tolist())} of {info.numel()}"
+    except RuntimeError:
+        return " in one of the matrices that vmap maps over"
 
 
 def _listed(numbers: list[int]) -> str:

@@ -208,7 +208,7 @@ def merge_adapters(model: nn.Module) -> list[str]:
                 "remove_adapters, or merge into the model before it is quantised"
             )
     before = {path: layer.merged for path, layer in merging.items()}
-    plain = {layer: layer.base_layer for layer in layers.values()}
+    plain: dict[nn.Module, nn.Module] = {layer: layer.base_layer for layer in layers.values()}
     try:
         for path, layer in merging.items():
             try:
