@@ -288,6 +288,8 @@ def test_quantised_layers_are_adapted_and_not_merged(make_model, tokens):
         (lambda: config(nblocks=2.0), TypeError, "nblocks: expected an integer or two"),
         (lambda: config(use_dora=True), ValueError, "expected a LoraConfig without use_dora"),
         (lambda: config(lora_bias=True), ValueError, "expected a LoraConfig without lora_bias"),
+        (lambda: config(use_qalora=True), ValueError, "expected a LoraConfig without use_qalora"),
+        (lambda: config(ensure_weight_tying=True), ValueError, "without ensure_weight_tying"),
         (lambda: config(init_lora_weights="pissa"), ValueError, "expected True .* got 'pissa'"),
         (lambda: monarch_config("nowhere"), ValueError, "expected one that save_pretrained wrote"),
     ],
@@ -308,6 +310,51 @@ def test_bad_configurations(call, error, words):
 def test_layers_that_do_not_fit(make_model, options, error, words):
     with pytest.raises(error, match=words):
         peft.get_peft_model(make_model(), config(**options))
+
+
+def test_options_that_are_set_after_the_registration_are_refused_too(make_model):
+    later = config()
+    later.use_dora = True
+    with pytest.raises(ValueError, match="config: expected a LoraConfig without use_dora"):
+        peft.get_peft_model(make_model(), later)
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_an_adapter_for_inference_does_not_learn(inference):
+    layer = MonarchLoraLinear(
+        nn.Linear(8, 8), "default", config(inference_mode=inference), r=2, lora_alpha=3
+    )
+    for factor in (layer.lora_A, layer.lora_B):
+        assert all(p.requires_grad is not inference for p in factor.parameters())
+
+
+@pytest.fixture
+def one_rank():
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_rank")
+@pytest.mark.parametrize("nblocks", [(2, 4), 3], ids=str)
+def test_each_factor_can_be_sharded_by_itself(make_model, tokens, nblocks):
+    """peft's policy for FSDP wraps lora_A and lora_B, so neither may read the other's weight."""
+    plain = teach(peft.get_peft_model(make_model(), config(nblocks=nblocks)))
+    model = copy.deepcopy(plain)
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+    for layer in layers(model):
+        for factor in (layer.lora_A["default"], layer.lora_B["default"]):
+            torch.distributed.fsdp.fully_shard(factor, mesh=mesh)
+    losses = [each(tokens, labels=tokens).loss for each in (plain, model)]
+    torch.testing.assert_close(losses[1], losses[0])
+    for loss in losses:
+        loss.backward()
+    assert layers(plain)
+    for expected, layer in zip(layers(plain), layers(model), strict=True):
+        for name in ("lora_A", "lora_B"):
+            whole = getattr(layer, name)["default"].weight.grad.full_tensor()
+            torch.testing.assert_close(whole, getattr(expected, name)["default"].weight.grad)
 
 
 def test_a_saved_lora_is_no_monarch(make_model, tmp_path):

@@ -31,6 +31,15 @@ def test_fourier_transform(n, sizes):
     assert_equal_to_rounding(dft(n, sizes, dtype=C128).apply(x.real), torch.fft.fft(x.real))
 
 
+def test_large_angles_keep_their_digits():
+    """Angles of up to 2π·n would lose log10(n) digits of them; roots of unity are periodic."""
+    n = 1021
+    power = torch.outer(torch.arange(n), torch.arange(n)) % n
+    roots = torch.polar(torch.ones(n, dtype=F64), -2 * math.pi * torch.arange(n).double() / n)
+    (factor,) = dft(n, (n,), dtype=C128).factors
+    assert (factor[0] - roots[power]).abs().max() < 4e-15
+
+
 @pytest.mark.parametrize(("n", "sizes"), [(12, None), (24, (2, 3, 4))], ids=str)
 def test_fourier_matrix(n, sizes):
     power = torch.outer(torch.arange(n), torch.arange(n)) % n

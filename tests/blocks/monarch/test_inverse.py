@@ -141,6 +141,38 @@ def test_compiled_whole_and_on_the_meta_device():
     assert monarch_inverse(*meta[:2])[0].shape == (3, 3, 3)
 
 
+def test_a_compiled_solve_refuses_singular_blocks():
+    right, left = square(3, 3, 1)
+    y = torch.randn(2, 9, dtype=F64)
+    compiled = torch.compile(monarch_solve, fullgraph=True, backend="aot_eager")
+    inverted = torch.compile(monarch_inverse, fullgraph=True, backend="aot_eager")
+    right[1] = 0
+    for call in (lambda: compiled(right, left, y), lambda: inverted(right, left)):
+        with pytest.raises(torch.linalg.LinAlgError, match="singular"):
+            call()
+
+
+def test_vmap():
+    matrices = [square(2, 3, 1) for _ in range(3)]
+    right, left = (
+        torch.stack([pair[i] * (n + 1) for n, pair in enumerate(matrices)]) for i in (0, 1)
+    )
+    y = torch.randn(3, 4, 6, dtype=F64)
+    each = torch.stack([monarch_solve(*given) for given in zip(right, left, y, strict=True)])
+    torch.testing.assert_close(torch.vmap(monarch_solve)(right, left, y), each)
+    shared = torch.vmap(monarch_solve, in_dims=(None, None, 0))
+    torch.testing.assert_close(shared(right[0], left[0], y)[0], each[0])
+    inverses = torch.vmap(monarch_inverse)(right, left)
+    torch.testing.assert_close(inverses[0][2], monarch_inverse(right[2], left[2])[0])
+    right[1, 1] = 0
+    with pytest.raises(torch.linalg.LinAlgError, match=r"right: .* singular ones: 1 of 2"):
+        shared(right[1], left[1], y)
+    with pytest.raises(
+        torch.linalg.LinAlgError, match=r"right: .* in one of the matrices that vmap"
+    ):
+        torch.vmap(monarch_solve)(right, left, y)
+
+
 def test_singular_blocks_are_named():
     right, left = square(4, 3, 1)
     right[2] = 0

@@ -267,6 +267,11 @@ class Lookup(nn.Embedding):
         ),
         (lambda: MonarchAdapter(nn.LazyLinear(8)), ValueError, "run the model once"),
         (
+            lambda: MonarchAdapter(nn.Linear(8, 8, dtype=torch.complex64), nblocks=2),
+            ValueError,
+            "linear: expected a layer of real numbers, got a complex Linear",
+        ),
+        (
             lambda: MonarchAdapter(MonarchAdapter(nn.Linear(8, 8), nblocks=2), name="b"),
             ValueError,
             r"got a MonarchAdapter; give it another adapter with .add\('b'\)",
@@ -290,6 +295,7 @@ class Lookup(nn.Embedding):
         (lambda: make().activate({"default": "1"}), TypeError, "default: expected a finite number"),
         (lambda: make().activate({"default": float("nan")}), ValueError, "expected a finite weig"),
         (lambda: make().activate(3), TypeError, "names: expected a name, several, or their wei"),
+        (lambda: make().merge({"default": 0.5}), TypeError, "merge: expected names, got weights"),
         (lambda: make().delete("b"), KeyError, "name: expected one of default, got 'b'"),
         (lambda: make().rename("b", "c"), KeyError, "name: expected one of default"),
         (lambda: make().rename("default", "a.b"), ValueError, "name: expected a word without dots"),
@@ -318,3 +324,22 @@ def test_a_refused_layer_is_left_as_it_was(options):
         layer.add(**{"name": "b", **options})
     assert list(layer.adapters) == ["default"]
     torch.testing.assert_close(dict(layer.state_dict()), state)
+
+
+def test_a_new_adapter_is_in_the_layer_s_mode():
+    layer = make().eval()
+    layer.add("b", nblocks=2, dropout=0.5)
+    assert layer.branch("b").training is False
+    layer.train().add("c", nblocks=2)
+    assert layer.branch("c").training is True
+
+
+def test_float8_is_no_dtype_to_compute_in():
+    base = nn.Linear(8, 8)
+    base.weight = nn.Parameter(base.weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+    base.bias = None
+    layer = MonarchAdapter(base, nblocks=2)
+    assert layer.branch("default").right.dtype == torch.float32
+    assert layer.weight is base.weight
+    with pytest.raises(ValueError, match=r"quantised \(Parameter of torch.float8_e4m3fn\)"):
+        layer.merge()

@@ -281,3 +281,50 @@ def test_nothing_active_is_nothing_to_merge(adapted):
     layer.merge()
     assert layer.weight is original
     assert layer.merged == ()
+
+
+def test_a_state_dict_holds_no_parameters(adapted):
+    layer = adapted()
+    layer.merge()
+    state = layer.state_dict()
+    assert {type(value) for value in state.values()} == {torch.Tensor}
+    assert all(value.grad_fn is None for value in state.values())
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_load_that_cannot_be_merged_leaves_the_layer_as_it_was(adapted, assign):
+    layer, x = adapted(), torch.randn(3, 13, dtype=F64)
+    layer.merge()
+    expected, original = layer(x), layer.unmerged_weight
+    before = {key: value.clone() for key, value in layer.state_dict().items()}
+    state = {key: torch.full_like(value, 2.0) for key, value in before.items()}
+    state["adapters.default.left"].fill_(float("nan"))
+    with pytest.raises(ValueError, match="merge: expected a sum of finite numbers"):
+        layer.load_state_dict(state, assign=assign)
+    assert layer.merged == ("default",)
+    assert layer.unmerged_weight is original
+    assert torch.equal(layer(x), expected)
+    torch.testing.assert_close(dict(layer.state_dict()), before, rtol=0, atol=0)
+    layer.load_state_dict(before)
+    layer.unmerge()
+    layer.load_state_dict(before)  # nothing is merged again of an earlier time
+    assert layer.merged == ()
+
+
+@pytest.fixture
+def one_rank():
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_sharded_weights_are_not_added_to(adapted):
+    layer = adapted(dtype=torch.float32)
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+    torch.distributed.fsdp.fully_shard(layer.base_layer, mesh=mesh)
+    assert layer.weight is layer.base_layer.weight
+    with pytest.raises(ValueError, match="its weight is sharded; merge before fully_shard"):
+        layer.merge()
+    assert layer(torch.randn(2, 13)).shape == (2, 18)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from ropewalk.blocks.monarch import MonarchLinear, monarchize
 from ropewalk.blocks.monarch.adapter import (
     MonarchAdapter,
     activate_adapters,
@@ -205,6 +206,13 @@ def tied():
     return model
 
 
+def tied_and_merged():
+    model = tied()
+    model.head.branch("default").left.data.fill_(0.1)
+    model.head.merge()
+    return model
+
+
 class Integers(nn.Module):
     """A quantised layer."""
 
@@ -299,6 +307,7 @@ def overflowing():
         ),
         (merged, lambda m: activate_adapters(m, []), ValueError, r"blocks.1.up: .* unmerge\(\)"),
         (tied, merge_adapters, ValueError, "head: expected a weight of its own, got one shared wi"),
+        (tied_and_merged, merge_adapters, ValueError, "head: expected a weight of its own, got on"),
         (half_quantised, merge_adapters, ValueError, r"blocks.1.down: .* quantised .* torch.int8"),
         (overflowing, merge_adapters, ValueError, "merge: expected a sum of finite numbers"),
         (
@@ -351,3 +360,71 @@ def test_a_single_adapted_layer_can_be_taken_apart_by_hand():
     assert plain is linear
     torch.testing.assert_close(plain(x), expected)
     assert plain.weight.requires_grad
+
+
+def test_a_refused_removal_leaves_every_layer_as_it_was(taught):
+    model = Model()
+    add_adapters(model, match="*.up", nblocks=2, name="a")
+    add_adapters(model, match="*", nblocks=2, name="b")
+    taught(model)
+    first, last = model.blocks[0].up, model.blocks[1].up
+    for layer in (first, last):
+        layer.activate(["a", "b"])
+        layer.merge()
+    last.branch("a").left.data.fill_(float("nan"))  # so that it cannot be merged without b
+    structure, weights = snapshot(model)[0], [first.weight, last.weight]
+    with pytest.raises(ValueError, match="merge: expected a sum of finite numbers"):
+        remove_adapters(model, name="b")
+    assert snapshot(model)[0] == structure
+    assert first.weight is weights[0]
+    assert last.weight is weights[1]
+    assert [layer.merged for layer in (first, last)] == [("a", "b")] * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_a_monarchized_model_becomes_dense_with_its_adapters(taught, dtype):
+    model = Model().to(dtype)
+    model.blocks[1].up.requires_grad_(False)
+    monarchize(model, match="*blocks*", nblocks=2, rank=2)
+    assert isinstance(model.blocks[0].up, MonarchLinear)
+    add_adapters(model, match=["*.up", "head"], nblocks=2, name="a")
+    add_adapters(model, match="*.down", nblocks=2, name="idle")
+    taught(model)
+    activate_adapters(model, {"a": 0.5})
+    expected = model(IDS)
+    with pytest.raises(ValueError, match=r"but factors; merge_adapters\(model\) makes it dense"):
+        model.blocks[0].up.merge()
+    biases = [block.up.bias for block in model.blocks]
+    merge_adapters(model)
+    tolerance = 8 * torch.finfo(dtype).eps * expected.detach().abs().max().item()
+    torch.testing.assert_close(model(IDS), expected, rtol=0, atol=tolerance)
+    for block, bias in zip(model.blocks, biases, strict=True):
+        assert type(block.up) is nn.Linear
+        assert block.up.bias is bias
+        assert type(block.down) is MonarchLinear  # nothing was active there
+    assert model.blocks[0].up.weight.requires_grad
+    assert model.blocks[0].up.weight.dtype == dtype
+    assert not model.blocks[1].up.weight.requires_grad
+    assert not any(isinstance(module, MonarchAdapter) for module in model.modules())
+
+
+def test_a_monarchized_transposed_layer_becomes_what_it_was(taught, transposed):
+    torch.manual_seed(0)
+    model = nn.Sequential(transposed(12, 9), nn.ReLU(), nn.Linear(12, 8))
+    x = torch.randn(4, 9)
+    monarchize(model, match="0", nblocks=3, rank=2)
+    add_adapters(model, match="*", nblocks=2)
+    taught(model)
+    model[2].branch("default").left.data.fill_(float("inf"))
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r"^2: merge: expected a sum of finite numbers"):
+        merge_adapters(model)
+    assert_same(before, snapshot(model))
+    remove_adapters(taught(model), name="default")
+    add_adapters(model, match="0", nblocks=2)
+    taught(model)
+    expected = model(x)
+    merge_adapters(model)
+    assert type(model[0]) is transposed
+    assert model[0].weight.shape == (9, 12)
+    torch.testing.assert_close(model(x), expected)

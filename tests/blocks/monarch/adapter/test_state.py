@@ -176,3 +176,60 @@ def test_what_is_refused_changes_nothing(taught):
     other[0].merge()
     with pytest.raises(ValueError, match=r"0: expected 'default' not to be merged; unmerge\(\)"):
         load_adapter_state_dict(other, state)
+
+
+def test_attaching_is_refused_before_anything_is_changed(taught):
+    only_second = plain()
+    add_adapters(only_second, match="2", nblocks=3)
+    state = adapter_state_dict(taught(only_second))
+    other = plain()
+    add_adapters(other, match="0", nblocks=2)  # of the same name, in another layer
+    learning = [p.requires_grad for p in other.parameters()]
+    with pytest.raises(ValueError, match="0: name: expected a new one, got 'default'"):
+        attach_adapter(other, state)
+    assert type(other[2]) is nn.Linear
+    assert [p.requires_grad for p in other.parameters()] == learning
+    attach_adapter(other, state, name="second")
+    assert list(other[2].adapters) == ["second"]
+
+
+BAD_VALUES = [
+    ("0.scaling", torch.tensor(float("nan")), ValueError, "one finite number, 0-d, got nan"),
+    ("2.scaling", torch.tensor(float("inf")), ValueError, "one finite number, 0-d, got inf"),
+    ("2.scaling", torch.ones(2), ValueError, r"0-d, got the shape \(2,\)"),
+    ("2.scaling", 1.0, TypeError, "a tensor, got float"),
+    ("2.left", [1.0], TypeError, "a tensor, got list"),
+    ("2.left", torch.ones(3, 3, 4).long(), ValueError, "floating-point values, got torch.int64"),
+    ("2.right", torch.ones(2, 6, 10).cfloat(), ValueError, "floating-point values, got torch.com"),
+    ("2.right", torch.empty(2, 6, 10, device="meta"), ValueError, "torch.float32 on meta"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "error", "words"), BAD_VALUES)
+def test_values_are_looked_at_before_the_first_layer_is_filled(taught, key, value, error, words):
+    state = {**adapter_state_dict(taught(model())), key: value}
+    into, other = model(), plain()
+    before = {name: p.clone() for name, p in into.state_dict().items()}
+    with pytest.raises(error, match=f"{key}: expected .*{words}"):
+        load_adapter_state_dict(into, state)
+    torch.testing.assert_close(dict(into.state_dict()), before, rtol=0, atol=0)
+    assert [into[index].branch("default").scaling for index in (0, 2)] == [1.0, 1.0]
+    with pytest.raises(error, match=f"{key}: expected .*{words}"):
+        attach_adapter(other, state)
+    assert type(other[0]) is nn.Linear
+
+
+@pytest.mark.parametrize("call", [load_adapter_state_dict, attach_adapter])
+def test_a_state_dict_is_a_mapping(call):
+    with pytest.raises(TypeError, match="state: expected what adapter_state_dict returns, got str"):
+        call(model(), "adapter.safetensors")
+
+
+def test_a_layer_that_cannot_be_attached_to_is_named():
+    state = adapter_state_dict(model())
+    embedding = nn.Sequential(nn.Embedding(12, 20), nn.ReLU(), nn.Linear(20, 9))
+    with pytest.raises(TypeError, match=r"^0: linear: expected nn.Linear, .* got Embedding"):
+        attach_adapter(embedding, state)
+    broken = {**state, "2.left": state["2.left"][:, :, :3]}
+    with pytest.raises(ValueError, match=r"^2: .*with one rank r"):
+        attach_adapter(plain(), broken)
