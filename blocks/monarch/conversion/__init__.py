@@ -9,6 +9,7 @@ sizes.py        blocks and rank for a goal
 fitting.py      the nearest factors, by weight or by output
 weighted.py     monarch_project_weighted: the nearest by output
 calibration.py  the moment of a layer's inputs, from running the model
+moments.py      that moment, and how far so many rows are believed
 masks.py        which positions of a batch are padding
 replacement.py  putting layers in, all or none, with what hangs on them
 loading.py      a state dict of a converted model, into one that is not

@@ -1,55 +1,28 @@
 """The second moment of each layer's inputs, C = E[x xᵀ], gathered while a model runs.
 
-Nothing but C and the number of rows is kept of the inputs: in² float32 numbers for a layer (0.8 GB
-for 14336 inputs), so that large models are converted in parts, by what `match` says. The products
-are in float32 (float64 of float64) whatever the model computes in.
+Nothing but C is kept of the inputs, once for either half of the rows (see `moments`): 2·in² float32
+numbers for a layer (1.6 GB for 14336 inputs), so that large models are converted in parts, by what
+`match` says. The products are in float32 (float64 of float64) whatever the model computes in.
 
 The model runs in evaluation mode without gradients; modes, hooks and the random state are as before
 afterwards, also when it fails.
 """
 
+import difflib
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ropewalk.blocks.monarch.conversion.masks import PaddingMasks
+from ropewalk.blocks.monarch.conversion.masks import MASK, PaddingMasks
+from ropewalk.blocks.monarch.conversion.moments import Moment
 from ropewalk.blocks.monarch.conversion.progress import shown
-from ropewalk.kernels.autocast import suspended
-from ropewalk.kernels.dtypes import statistics_dtype
 
 Batch = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 Calibration = Iterable[Batch] | Callable[[nn.Module], object]
-
-
-@dataclass
-class Moment:
-    """The sum of x xᵀ over the rows of one layer's inputs.
-
-    Attributes:
-        total: (in, in); None before the first row.
-        rows: how many there were.
-    """
-
-    total: Tensor | None = None
-    rows: int = 0
-
-    def add(self, rows: Tensor) -> None:
-        """Counts rows (n, in)."""
-        with suspended(rows):
-            wide = rows.to(statistics_dtype(rows.dtype))
-            if self.total is None:
-                self.total = wide.new_zeros(wide.shape[1], wide.shape[1])
-            self.total.addmm_(wide.mT, wide)
-        self.rows += len(rows)
-
-    def mean(self) -> Tensor:
-        """C, (in, in)."""
-        assert self.total is not None  # asked for only after rows
-        return self.total / self.rows
 
 
 def check_calibration(calibration: object) -> None:
@@ -75,8 +48,10 @@ def gather(
     """Runs the model and returns the moment of each layer's inputs.
 
     Raises:
-        ValueError: there is no batch.
-        TypeError: a batch that is none. What the model raises comes through.
+        ValueError: there is no batch, or one with a name that nearly is a mask's.
+        TypeError: a batch that is none.
+        RuntimeError: the model failed on a batch; a ValueError or a TypeError if that is what it
+            raised. What a function of the model raises comes through.
     """
     moments = {layer: Moment() for layer in layers}
     masks = PaddingMasks({}, two_lengths=False)
@@ -97,8 +72,9 @@ def gather(
                 count = 0
                 for batch in shown(calibration, "calibrating", progress=progress):
                     named = batch if isinstance(batch, Mapping) else {}
+                    _check_names(model, named, count)
                     masks = PaddingMasks(named, two_lengths=two_lengths)
-                    _run(model, batch)
+                    _run(model, batch, count)
                     count += 1
                 if not count:
                     raise ValueError(
@@ -111,18 +87,47 @@ def gather(
     return moments
 
 
-def _run(model: nn.Module, batch: Batch) -> None:
-    if isinstance(batch, Mapping):
-        model(**batch)
-    elif isinstance(batch, tuple | list):
-        model(*batch)
-    elif isinstance(batch, Tensor):
-        model(batch)
-    else:
+def _run(model: nn.Module, batch: Batch, index: int) -> None:
+    if not isinstance(batch, Mapping | tuple | list | Tensor):
         raise TypeError(
-            "calibration: expected batches that are a tensor, a tuple or a dict of arguments, got "
-            f"{type(batch).__name__}"
+            f"calibration: batch {index}: expected batches that are a tensor, a tuple or a dict of "
+            f"arguments, got {type(batch).__name__}"
         )
+    try:
+        if isinstance(batch, Mapping):
+            model(**batch)
+        elif isinstance(batch, Tensor):
+            model(batch)
+        else:
+            model(*batch)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        kinds = (ValueError, TypeError)
+        kind = next((kind for kind in kinds if isinstance(error, kind)), RuntimeError)
+        what = ", ".join(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
+        raise kind(
+            f"calibration: batch {index}: {type(model).__name__} failed on it ({what}): {error}"
+        ) from error
+
+
+def _check_names(model: nn.Module, batch: Mapping[str, Any], index: int) -> None:
+    """Refuses a misspelt mask that a model would take and not read, so that padding counts.
+
+    Other names that only **kwargs take are the model's own affair.
+    """
+    try:
+        taken = inspect.signature(model.forward).parameters
+    except (TypeError, ValueError):  # a compiled forward may not say
+        return
+    for name in batch:
+        if not isinstance(name, str) or name in taken or name == MASK:
+            continue
+        if difflib.SequenceMatcher(None, name.lower(), MASK).ratio() > 0.9:
+            raise ValueError(
+                f"calibration: batch {index}: expected names that {type(model).__name__} takes, "
+                f"got {name!r}, which it has no parameter for; is {MASK!r} meant?"
+            )
 
 
 @contextmanager

@@ -6,6 +6,7 @@ the factors       sizes, fitting
 into the model    replacement, once everything is there
 """
 
+import warnings
 from typing import Literal
 
 import torch
@@ -13,7 +14,6 @@ from torch import nn
 
 from ropewalk.blocks.monarch.conversion.calibration import (
     Calibration,
-    Moment,
     check_calibration,
     gather,
 )
@@ -25,6 +25,7 @@ from ropewalk.blocks.monarch.conversion.dense import (
 )
 from ropewalk.blocks.monarch.conversion.fitting import ByOutput, ByWeight, Fitted
 from ropewalk.blocks.monarch.conversion.matching import Found, Match, find
+from ropewalk.blocks.monarch.conversion.moments import ENOUGH, Moment
 from ropewalk.blocks.monarch.conversion.obstacles import Surroundings, obstacle
 from ropewalk.blocks.monarch.conversion.progress import shown
 from ropewalk.blocks.monarch.conversion.replacement import replace, take_over
@@ -59,12 +60,20 @@ def monarchize(
 
     An optimiser that exists holds the old weights; make it afterwards.
 
+    To save a converted model take safetensors' `save_model`, or `save_file` of its `state_dict()`,
+    and `load_monarch_state_dict` to load it into a model as its class makes it; or `merge` first.
+    transformers' `from_pretrained` of what `save_pretrained` wrote knows nothing of factors: it
+    draws those layers at random, with no more than a note of missing names.
+
+    `layer.weight` multiplies the factors out at each access. A model that reads it in its forward,
+    as transformers' T5 does for its dtype, pays for that at every call; `merge` for serving.
+
     Args:
         model: any module. It is changed.
         match: which layers: a glob on their names, `"*.mlp.*"`, several of them, or a function of
             name and module.
         nblocks: (input blocks, output blocks), a number for both, or "auto" for the one, up to 64,
-            that reaches the goal best.
+            that reaches the goal best. It may be one block, which is a plain low-rank matrix.
         rank: of the slices, for all layers.
         target_compression: each layer gets at least that many times fewer parameters.
         max_relative_error: each layer gets the least rank that keeps its error; those that would
@@ -73,7 +82,9 @@ def monarchize(
         calibration: batches to run the model on (a tensor, a tuple or a dict of arguments each; an
             `attention_mask` in a dict leaves padding out), or a function that runs the model it is
             given. Then it is the error of a layer's output on those inputs that is made small,
-            which is what a model feels: expect much less loss. Takes in² numbers of memory a layer.
+            which is what a model feels: expect much less loss. Give at least four rows (tokens) for
+            each input of a layer; fewer are believed less, and a warning says so. Takes 2·in²
+            numbers of memory a layer.
         progress: whether a bar is shown where tqdm is installed and it takes some seconds.
         backend: of the new layers, see `ropewalk.kernels.monarch.monarch_matmul`.
 
@@ -82,8 +93,13 @@ def monarchize(
 
     Raises:
         ValueError: a pattern that fits no layer, with the names there are; not exactly one goal, or
-            one out of its range; weights or inputs that are not finite; no batch.
+            one out of its range, or that no layer reaches; weights or inputs that are not finite;
+            no batch, or one with a misspelt mask.
         TypeError: an argument of the wrong kind.
+        RuntimeError: the model failed on a batch (or one of the above, if it raised such).
+
+    Warns:
+        UserWarning: layers saw few rows of the calibration.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64))
@@ -110,6 +126,7 @@ def monarchize(
         free = [found.module for found in meant if obstacles[found] is None]
         moments = gather(model, free, calibration, progress=progress)
     before = _parameters(model)
+    unreached: list[str] = []
     rows: list[LayerReport] = []
     replacements: dict[nn.Module, nn.Module] = {}
     for found in shown(meant, "projecting", progress=progress):
@@ -122,7 +139,17 @@ def monarchize(
                 rows.append(_row(found, fitted, moment))
                 continue
             reason = fitted
+            unreached.append(f"{found.name}: {reason}")
         rows.append(_skipped(found, reason))
+    # A goal that no layer reaches is a mistake; layers that nobody could convert are a finding.
+    if unreached and not replacements:
+        raise ValueError(
+            f"expected a goal that some layer reaches, got {goal}, which none of "
+            f"{len(meant)} layers does; {'; '.join(unreached[:3])}"
+            f"{f'; and {len(unreached) - 3} more' if len(unreached) > 3 else ''}; nothing was "
+            "converted"
+        )
+    _warn_of_few(rows)
     replace(model, replacements)
     return MonarchReport(tuple(rows), before, _parameters(model))
 
@@ -134,13 +161,12 @@ def _fitted(found: Found, goal: Goal, moment: Moment | None) -> Fitted | str:
     try:
         if moment is None or not moment.rows:
             return goal.reach(ByWeight(weight), in_features, out_features)
-        mean = moment.mean()
-        if not bool(mean.isfinite().all()):
+        if not bool(moment.mean().isfinite().all()):
             raise ValueError(
                 "calibration: expected finite inputs, got NaN or infinite ones, or such that "
                 "overflow when squared; see whether the model itself is finite on these batches"
             )
-        return goal.reach(ByOutput(weight, mean), in_features, out_features)
+        return goal.reach(ByOutput(weight, moment), in_features, out_features)
     except ValueError as error:
         raise ValueError(f"{found.name}: {error}; nothing was converted") from error
 
@@ -166,6 +192,13 @@ def _row(found: Found, fitted: Fitted, moment: Moment | None) -> LayerReport:
         notes.append(f"also {', '.join(found.names[1:])}")
     if moment is not None and not moment.rows:
         notes.append("the calibration never came here: projected by weight alone")
+    elif moment is not None and moment.few:
+        notes.append(
+            f"{moment.rows} calibration rows, {ENOUGH * shape.in_features} would be enough: output "
+            "error of rows not fitted to"
+        )
+        if fitted.plain:
+            notes.append("by which the projection by weight is nearer and was kept")
     return LayerReport(
         name=found.name,
         kind=type(found.module).__name__,
@@ -182,6 +215,21 @@ def _row(found: Found, fitted: Fitted, moment: Moment | None) -> LayerReport:
         calibration_rows=None if moment is None else moment.rows,
         note="; ".join(notes) or None,
     )
+
+
+def _warn_of_few(rows: list[LayerReport]) -> None:
+    """Once for the whole model; before anything is replaced, as a warning may be an error."""
+    few = [row for row in rows if 0 < (row.calibration_rows or 0) < ENOUGH * (row.in_features or 0)]
+    if few:
+        most = max(few, key=lambda row: (row.in_features or 0) / (row.calibration_rows or 1))
+        warnings.warn(
+            f"calibration: {len(few)} layers saw fewer rows than {ENOUGH} for each input, such as "
+            f"{most.name}: {most.calibration_rows} for {most.in_features}; "
+            f"{ENOUGH * (most.in_features or 0)} would be enough. Their output is fitted as far as "
+            "so few rows tell, and their output error is of rows that were not fitted to",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _skipped(found: Found, reason: str) -> LayerReport:

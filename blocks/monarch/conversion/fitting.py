@@ -5,9 +5,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ropewalk.blocks.monarch.conversion.weighted import fit
+from ropewalk.blocks.monarch.conversion.moments import Moment, trusted
+from ropewalk.blocks.monarch.conversion.weighted import fit, in_float64, relative_output_error
 from ropewalk.blocks.monarch.projection import Decomposition, decompose
 from ropewalk.blocks.monarch.shape import MonarchShape
+from ropewalk.kernels.monarch import monarch_to_dense
 
 
 class Fitted(NamedTuple):
@@ -19,6 +21,7 @@ class Fitted(NamedTuple):
         shape: the sizes.
         relative_error: of the weight.
         output_error: of the output; None where no inputs were seen.
+        plain: whether these are the factors nearest to the weight.
     """
 
     right: Tensor
@@ -26,6 +29,7 @@ class Fitted(NamedTuple):
     shape: MonarchShape
     relative_error: float
     output_error: float | None
+    plain: bool
 
     @property
     def error(self) -> float:
@@ -55,7 +59,7 @@ class ByWeight:
         """The nearest factors of a shape."""
         found = self.decomposition(shape)
         right, left = (factor.to(self.weight.dtype) for factor in found.factors(shape.rank))
-        return Fitted(right, left, shape, found.relative_error(shape.rank), None)
+        return Fitted(right, left, shape, found.relative_error(shape.rank), None, True)
 
     def least_rank(self, shape: MonarchShape, error: float) -> int:
         """The least rank, with these blocks, that is no farther than `error`."""
@@ -67,27 +71,46 @@ class ByWeight:
 
 
 class ByOutput:
-    """The weighted projection.
+    """The weighted projection, by a moment that is believed as far as its rows allow.
+
+    Where rows are few, a fit to half of them is measured on the other half, which is the error that
+    is told; if the plain projection is nearer there, it is what the layer gets.
 
     Args:
         weight: (out, in).
-        second_moment: of the inputs.
+        moment: of the inputs, with a row at least.
     """
 
-    def __init__(self, weight: Tensor, second_moment: Tensor) -> None:
+    def __init__(self, weight: Tensor, moment: Moment) -> None:
         self._plain = ByWeight(weight)
-        self._moment = second_moment
+        self._seen = moment.mean()
+        doubt = moment.doubt()
+        self._moment = trusted(self._seen, doubt)
+        self._halves: tuple[Tensor, Tensor] | None = None
+        if moment.few and all(moment.counts):
+            # Half of the rows leave twice the doubt.
+            self._halves = trusted(moment.half(0), 2 * doubt), moment.half(1)
         self._last: Fitted | None = None
 
     def fitted(self, shape: MonarchShape) -> Fitted:
         """The nearest factors of a shape."""
         if self._last is None or self._last.shape != shape:
-            plain = self._plain.decomposition(shape)
-            found = fit(self._plain.weight, self._moment, shape, plain=plain)
-            self._last = Fitted(
-                found.right, found.left, shape, found.relative_error, found.output_error
-            )
+            self._last = self._fitted(shape)
         return self._last
+
+    def _fitted(self, shape: MonarchShape) -> Fitted:
+        weight, plain = self._plain.weight, self._plain.decomposition(shape)
+        unseen = None
+        if self._halves is not None:
+            first, second = self._halves
+            unseen = fit(weight, first, shape, plain=plain, measured=second).output_error
+            nearest = self._plain.fitted(shape)
+            error = _output_error(weight, nearest, second)
+            if error <= unseen:
+                return nearest._replace(output_error=error)
+        found = fit(weight, self._moment, shape, plain=plain, measured=self._seen)
+        error = found.output_error if unseen is None else unseen
+        return Fitted(found.right, found.left, shape, found.relative_error, error, False)
 
     def least_rank(self, shape: MonarchShape, error: float) -> int:
         """The least rank by bisection: fitting is what tells the error of a rank."""
@@ -99,6 +122,13 @@ class ByOutput:
             else:
                 low = middle + 1
         return high
+
+
+def _output_error(weight: Tensor, found: Fitted, moment: Tensor) -> float:
+    wide = in_float64(weight)
+    matrix = monarch_to_dense(in_float64(found.right), in_float64(found.left))
+    difference = wide - matrix[: wide.shape[0], : wide.shape[1]]
+    return relative_output_error(wide, difference, in_float64(moment).to(wide.device))
 
 
 def _of_rank(shape: MonarchShape, rank: int) -> MonarchShape:

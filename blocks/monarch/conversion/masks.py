@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# The name that models have for it.
+MASK = "attention_mask"
 # What decoders of encoder-decoder models read; its length is theirs.
 _DECODER = ("decoder_input_ids", "decoder_inputs_embeds", "labels")
 
@@ -26,7 +28,7 @@ class PaddingMasks:
         self._masks: list[Tensor] = []
         # Of positions that have no mask of their own.
         self._unmasked: list[tuple[int, ...]] = []
-        self._add(batch.get("attention_mask"))
+        self._add(batch.get(MASK))
         if two_lengths:
             own = batch.get("decoder_attention_mask")
             self._add(own)

@@ -86,6 +86,11 @@ class Goal:
                     f"{self.max_relative_error}"
                 )
 
+    def __str__(self) -> str:
+        goals = ("rank", "target_compression", "max_relative_error")
+        given = [f"{key}={getattr(self, key):g}" for key in goals if getattr(self, key) is not None]
+        return ", ".join([f"nblocks={self.nblocks!r}", *given])
+
     def reach(self, fit: Fit, in_features: int, out_features: int) -> Fitted | str:
         """The factors that reach it best, or why none do."""
         best: Fitted | None = None

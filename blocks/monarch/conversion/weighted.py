@@ -15,7 +15,8 @@ Both are exact minima, so that the error never grows. It begins at the better of
 projection, and every slice by itself in the norm of C[k, k]. Where C is the identity the plain
 projection is already the minimum, and stays.
 
-C is estimated from few tokens; `ridge` times its mean diagonal is added to the diagonal.
+`ridge` times the mean diagonal of C is added to the diagonal. That is no cure for a C that was
+estimated from few rows: `moments` says how `monarchize` shrinks it.
 
 Source: weighted low-rank approximation, Srebro and Jaakkola 2003; with the moment of activations in
 the place of weights, Wang et al., arXiv 2403.07378 (low rank, one slice).
@@ -72,7 +73,8 @@ def monarch_project_weighted(
     Args:
         weight: (out, in), as `nn.Linear` has it, floating-point.
         second_moment: C, the mean of x xᵀ over the inputs x that matter; symmetric. With a bias
-            that is going to be corrected, the covariance.
+            that is going to be corrected, the covariance. Of fewer rows than about four for each
+            feature it must be shrunk towards its diagonal, or the fit is to their chance.
         nblocks: (input blocks, output blocks), or a number for both.
         rank: of a slice; see `MonarchShape.of` for None.
         ridge: what is added to the diagonal of C, in units of its mean.
@@ -106,6 +108,7 @@ def fit(
     ridge: float = RIDGE,
     sweeps: int = SWEEPS,
     plain: Decomposition | None = None,
+    measured: Tensor | None = None,
 ) -> WeightedProjection:
     """`monarch_project_weighted` of arguments that have been checked.
 
@@ -116,12 +119,11 @@ def fit(
         ridge: as there.
         sweeps: as there.
         plain: the decomposition of the weight's slices, if it is known already.
+        measured: the moment by which the output error is told, if not by C.
     """
     plain = decompose(weight, shape) if plain is None else plain
-    # Some devices have no float64.
-    device = torch.device("cpu") if weight.device.type == "mps" else weight.device
-    wide = weight.detach().to(device, torch.float64)
-    moment = second_moment.detach().to(device, torch.float64)
+    wide = in_float64(weight)
+    moment = in_float64(second_moment).to(wide.device)
     problem = _Problem(wide, _with_ridge(moment, ridge), shape)
     u, sigma, vh = (x[..., : shape.rank].to(wide) for x in (plain.u, plain.sigma, plain.vh.mT))
     problem.start(u, (vh * sigma.unsqueeze(-2)).mT)
@@ -132,13 +134,20 @@ def fit(
             break
     right, left = _balanced(problem.right, problem.left)
     difference = wide - problem.matrix()[: shape.out_features, : shape.in_features]
+    told = moment if measured is None else in_float64(measured).to(wide.device)
     return WeightedProjection(
         right.to(weight.device, weight.dtype),
         left.to(weight.device, weight.dtype),
         _ratio(difference.square().sum(), wide.square().sum()),
-        relative_output_error(wide, difference, moment),
+        relative_output_error(wide, difference, told),
         shape,
     )
+
+
+def in_float64(tensor: Tensor) -> Tensor:
+    """On its device, or on the CPU where the device has no float64."""
+    device = torch.device("cpu") if tensor.device.type == "mps" else tensor.device
+    return tensor.detach().to(device, torch.float64)
 
 
 def relative_output_error(weight: Tensor, difference: Tensor, second_moment: Tensor) -> float:

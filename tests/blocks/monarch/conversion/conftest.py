@@ -35,7 +35,7 @@ def make_model() -> Callable[[], nn.Sequential]:
 
 @pytest.fixture
 def inputs() -> Tensor:
-    """Rows (3, 50, 24) whose features depend on each other and have unequal sizes."""
+    """Rows (3, 60, 24), enough for 40 features, which depend on each other and differ in size."""
     generator = torch.Generator().manual_seed(1)
     mixing = torch.randn(24, 24, generator=generator) * torch.linspace(0.05, 2, 24)
-    return torch.randn(3, 50, 24, generator=generator) @ mixing
+    return torch.randn(3, 60, 24, generator=generator) @ mixing

@@ -169,3 +169,33 @@ def test_the_bundled_model_loses_much_less_on_text_it_has_not_seen() -> None:
                 errors.setdefault(kind, []).append(float(error))
     assert all(b < 0.8 * a for a, b in zip(errors["plain"], errors["calibrated"], strict=True))
     assert losses["calibrated"] - losses["dense"] < 0.5 * (losses["plain"] - losses["dense"])
+
+
+def test_what_a_model_says_of_a_batch_names_the_batch() -> None:
+    model = Encoder(flat=False)
+    good = {"input_ids": torch.tensor([[1, 2]])}
+    cases: list[tuple[Any, type[Exception], str]] = [
+        (
+            {"ids": good["input_ids"]},
+            TypeError,
+            r"batch 1: Encoder failed on it \(ids\): .*missing",
+        ),
+        (torch.full((1, 2), 99), RuntimeError, r"batch 1: Encoder failed on it \(Tensor\): index"),
+        (3, TypeError, "batch 1: expected batches that are a tensor"),
+    ]
+    for batch, kind, message in cases:
+        with pytest.raises(kind, match=f"^calibration: {message}") as caught:
+            gather(model, [model.layer], [good, batch], progress=False)
+        assert isinstance(batch, int) or caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize("name", ["atention_mask", "attention_masks", "Attention_Mask"])
+def test_a_misspelt_mask_is_refused_where_nobody_would_read_it(name) -> None:
+    model = Encoder(flat=False)
+    ids = torch.tensor([[1, 2, 3, 0]])
+    with pytest.raises(ValueError, match=f"batch 0: .*got '{name}'.*'attention_mask' meant"):
+        gather(model, [model.layer], [{"input_ids": ids, name: ids != 0}], progress=False)
+    # Other names are the model's affair.
+    for other in ("cross_attention_mask", "encoder_attention_mask", "num_items_in_batch"):
+        batch = {"input_ids": ids, other: 1}
+        assert gather(model, [model.layer], [batch], progress=False)[model.layer].rows == 4

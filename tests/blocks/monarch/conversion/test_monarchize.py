@@ -46,7 +46,7 @@ def test_each_layer_is_the_projection_of_the_one_that_was_there(make_model, inpu
         assert layer.relative_error == module.relative_error
         assert layer.relative_error == pytest.approx(expected.relative_error)
     assert type(model[2]) is nn.Linear
-    assert model(inputs).shape == (3, 50, 7)
+    assert model(inputs).shape == (3, 60, 7)
 
 
 def test_at_full_rank_the_model_computes_what_it_did(make_model, inputs) -> None:
@@ -117,7 +117,7 @@ def test_hooks_go_along_and_their_handles_still_remove_them(make_model, inputs) 
         assert model[0].mlp["up"] is not layer
         seen.clear()
         model(inputs).sum().backward()
-        assert seen == ["pre", (3, 50, 40), "back"]
+        assert seen == ["pre", (3, 60, 40), "back"]
     for handle in handles:
         handle.remove()
     seen.clear()

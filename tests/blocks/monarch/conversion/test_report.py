@@ -46,7 +46,7 @@ def test_numbers_are_those_of_the_model(model, inputs) -> None:
         expected = difference.norm() / weight.norm()
         assert row.relative_error == pytest.approx(float(expected), rel=1e-4)
         x = torch.cat(seen[row.name])
-        assert row.calibration_rows == len(x) == 150
+        assert row.calibration_rows == len(x) == 180
         expected = (x @ difference.mT).norm() / (x @ weight.mT).norm()
         assert row.output_error == pytest.approx(float(expected), rel=1e-3)
     assert report.model_parameters_before == whole

@@ -90,9 +90,23 @@ def test_what_a_layer_cannot_reach_is_skipped_with_the_reason(weight) -> None:
         ({"nblocks": 6, "max_relative_error": 0.1}, "and dense"),
     ]
     for options, message in cases:
-        row = converted(weight, **options)
+        model = nn.Sequential(nn.Linear(24, 40), nn.Linear(832, 832))
+        with torch.no_grad():
+            model[0].weight.copy_(weight)
+            model[1].weight.zero_()  # any goal is reached
+        row, other = monarchize(model, match="*", **options).layers
+        assert other.skipped is None
         assert message in row.skipped
         assert row.parameters_after == row.parameters_before == 960
+        # Where no layer reaches it, that is a mistake.
+        model = nn.Sequential(nn.Linear(24, 40), nn.ReLU(), nn.Linear(24, 40))
+        with torch.no_grad():
+            model[0].weight.copy_(weight)
+            model[2].weight.copy_(weight)
+        layers = list(model)
+        with pytest.raises(ValueError, match=f"some layer reaches.*none of 2 .*{message}.*nothing"):
+            monarchize(model, match="*", **options)
+        assert list(model) == layers
 
 
 def test_more_blocks_than_a_layer_has_features_are_left_out_of_auto() -> None:
