@@ -22,7 +22,8 @@ class LayerReport:
         flops_before: floating-point operations for one row.
         flops_after: the same now.
         relative_error: ‖W − M‖ / ‖W‖; None if it was skipped or merged.
-        output_error: (E‖(W − M) x‖² / E‖W x‖²)^½ on the calibration's inputs; None without.
+        output_error: (E‖(W − M) x‖² / E‖W x‖²)^½ on the calibration's inputs, or, where they are
+            few, of a fit to one half of them on the other; None without.
         calibration_rows: inputs that were seen; None without calibration.
         skipped: why it stayed as it was; None if it did not.
         note: what else there is to say.
@@ -94,13 +95,14 @@ class MonarchReport:
         """Parameters before over those after, of the layers that were replaced; 1 if none were."""
         return self.parameters_before / self.parameters_after if self.converted else 1.0
 
+    @property
     def summary(self) -> str:
         """One line."""
         line = f"{len(self.converted)} of {len(self.layers)} layers converted"
         if self.converted:
             line += (
                 f": {self.parameters_before:,} → {self.parameters_after:,} parameters "
-                f"({self.compression:.2f} times fewer), {self.flops_before:,} → "
+                f"({_change(self.compression)}), {self.flops_before:,} → "
                 f"{self.flops_after:,} operations a row"
             )
         whole = f"{self.model_parameters_before:,} → {self.model_parameters_after:,}"
@@ -119,18 +121,26 @@ class MonarchReport:
             "model_parameters_after": self.model_parameters_after,
         }
 
+    @property
+    def footnote(self) -> str | None:
+        """Which of two errors counts, where there are two."""
+        return _FOOTNOTE if any(x.output_error is not None for x in self.layers) else None
+
     def to_markdown(self) -> str:
-        """The table and the summary as Markdown."""
-        return f"{tables.markdown(*self._cells())}\n\n{self.summary()}"
+        """The table, its footnote and the summary as Markdown."""
+        return "\n\n".join([tables.markdown(*self._cells()), *self._below()])
+
+    def _below(self) -> list[str]:
+        return [line for line in (self.footnote, self.summary) if line is not None]
 
     def __str__(self) -> str:
-        return f"{tables.text(*self._cells())}\n{self.summary()}"
+        return "\n".join([tables.text(*self._cells()), *self._below()])
 
     def __repr__(self) -> str:
         return str(self)
 
     def _repr_html_(self) -> str:
-        return tables.html(*self._cells(), caption=self.summary())
+        return tables.html(*self._cells(), caption=" ".join(self._below()))
 
     def _cells(self) -> tuple[list[tables.Column], list[list[str]]]:
         columns = [
@@ -138,6 +148,12 @@ class MonarchReport:
         ]
         rows = [[column.cell(layer) for column in columns] for layer in self.layers]
         return [column.column for column in columns], rows
+
+
+_FOOTNOTE = (
+    "With calibration the output error is what counts: it was made small, and max_relative_error "
+    "bounds it. The weight error is the larger for it."
+)
 
 
 @dataclass(frozen=True)
@@ -155,10 +171,19 @@ def _error(value: float | None) -> str | None:
     return None if value is None else f"{value:.4f}"
 
 
-def _times(layer: LayerReport) -> str | None:
-    if layer.skipped is not None:
-        return None
-    return f"{layer.parameters_before / layer.parameters_after:.2f}×"
+def _change(times: float) -> str:
+    """In words: merged layers have more parameters and not "0.5 times fewer"."""
+    return f"{times:.2f} times fewer" if times >= 1 else f"{1 / times:.2f} times more"
+
+
+def _fewer(layer: LayerReport) -> str | None:
+    times = layer.parameters_before / max(1, layer.parameters_after)
+    return f"{times:.2f}×" if layer.skipped is None and times >= 1 else None
+
+
+def _more(layer: LayerReport) -> str | None:
+    times = layer.parameters_after / max(1, layer.parameters_before)
+    return f"{times:.2f}×" if layer.skipped is None and times > 1 else None
 
 
 def _note(layer: LayerReport) -> str | None:
@@ -179,17 +204,18 @@ _COLUMNS = [
         tables.Column("now", right=True),
         lambda x: f"{x.parameters_after:,}" if x.skipped is None else None,
     ),
-    _ReportColumn(tables.Column("fewer", right=True), _times),
+    _ReportColumn(tables.Column("fewer", right=True), _fewer, always=False),
+    _ReportColumn(tables.Column("more", right=True), _more, always=False),
     _ReportColumn(tables.Column("flops", right=True), lambda x: f"{x.flops_before:,}"),
     _ReportColumn(
         tables.Column("now", right=True),
         lambda x: f"{x.flops_after:,}" if x.skipped is None else None,
     ),
     _ReportColumn(
-        tables.Column("error", right=True), lambda x: _error(x.relative_error), always=False
+        tables.Column("output error", right=True), lambda x: _error(x.output_error), always=False
     ),
     _ReportColumn(
-        tables.Column("output error", right=True), lambda x: _error(x.output_error), always=False
+        tables.Column("weight error", right=True), lambda x: _error(x.relative_error), always=False
     ),
     _ReportColumn(tables.Column("remark"), _note, always=False),
 ]

@@ -63,7 +63,8 @@ def test_calibrated_is_never_noticeably_worse_than_plain_on_fresh_inputs(spectru
         # What the report says is not much better than what comes, and not far worse: with few
         # rows it is the error of a fit to half of them.
         assert 0.85 * errors[-1] < row.output_error < 1.6 * errors[-1]
-        assert row.relative_error < 1
+        # With many rows it may be above: what has next to no part in the output is free.
+        assert row.relative_error < 1 or ratio > 1
     if spectrum != "even":
         assert errors[-1] < 0.93 * plain
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ropewalk.blocks.monarch import monarch_to_dense
-from ropewalk.blocks.monarch.conversion import monarchize
+from ropewalk.blocks.monarch.conversion import merge, monarchize
 
 
 @pytest.fixture
@@ -68,9 +68,9 @@ def test_it_is_a_table_in_text_markdown_and_html(model) -> None:
     assert [line[:end].split()[-1] for line in lines[2:-2]] == ["960"] * 4
     assert all(line[end : end + 2] == "  " for line in lines[2:-2])
     assert "output error" not in lines[0]
-    assert lines[-1] == report.summary()
+    assert lines[-1] == report.summary
     assert repr(report) == str(report)
-    assert report.summary().startswith("4 of 5 layers converted: 3,840 → 512 parameters (7.50")
+    assert report.summary.startswith("4 of 5 layers converted: 3,840 → 512 parameters (7.50")
     markdown = report.to_markdown().splitlines()
     assert markdown[1].startswith("| --- |")
     assert {line.count("|") for line in markdown[:7]} == {markdown[0].count("|")}
@@ -92,5 +92,31 @@ def test_names_are_escaped_in_html_and_markdown() -> None:
 
 def test_where_nothing_was_converted_it_says_so() -> None:
     report = monarchize(nn.ModuleList([nn.Embedding(5, 3)]), match="*", nblocks=2, rank=1)
-    assert report.summary() == "0 of 1 layers converted; the whole model 15 → 15 parameters"
+    assert report.summary == "0 of 1 layers converted; the whole model 15 → 15 parameters"
     assert report.compression == 1
+
+
+def test_which_error_counts_is_said_where_there_are_two(make_model, inputs) -> None:
+    plain = monarchize(make_model(), match="*.mlp.*", nblocks=2, rank=1)
+    assert "weight error" in str(plain).splitlines()[0]
+    assert plain.footnote is None
+    report = monarchize(make_model(), match="*.mlp.*", nblocks=2, rank=1, calibration=[inputs])
+    head, *_, footnote, summary = str(report).splitlines()
+    assert head.index("output error") < head.index("weight error")
+    assert "output error is what counts" in footnote
+    assert "max_relative_error" in footnote
+    assert summary == report.summary
+    for text in (report.to_markdown(), report._repr_html_()):
+        assert footnote in text
+        assert summary in text
+
+
+def test_merging_is_said_to_take_more(make_model) -> None:
+    model = make_model()
+    monarchize(model, match="*.mlp.*", nblocks=2, rank=1)
+    report = merge(model)
+    assert "512 → 3,840 parameters (7.50 times more)" in report.summary
+    assert "fewer" not in str(report)
+    lines = str(report).splitlines()
+    assert " more " in lines[0]
+    assert all("7.50×" in line for line in lines[2:-1])
