@@ -27,13 +27,11 @@ def freeze_rest(model: nn.Module) -> None:
     model = _uncompiled(model)
     layers = [layer for _, layer in adapters_of(model)]
     adapters = {parameter for layer in layers for parameter in layer.adapters.parameters()}
-    wrapped = {parameter for layer in layers for parameter in layer.base_layer.parameters()}
     names: set[str] = set(vars(model).get(_FROZEN, ()))
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter not in adapters:
             parameter.requires_grad_(False)
-            if parameter not in wrapped:  # of which their layer remembers what they were
-                names.add(name)
+            names.add(name)
     setattr(model, _FROZEN, frozenset(names))
 
 
@@ -51,11 +49,10 @@ def thaw_rest(model: nn.Module) -> None:
 
 def keep_frozen(model: nn.Module, remaining: Sequence[MonarchAdapter]) -> None:
     """After adapters were taken out: what is frozen beside the remaining ones stays so."""
-    if not remaining:
-        thaw_rest(model)
-        return
-    if any(_FROZEN in vars(module) for module in model.modules()):
-        freeze_rest(model)
+    thaw_rest(model)
+    for module in list(model.modules()):
+        if _FROZEN in vars(module):
+            freeze_rest(module)
     for layer in remaining:  # a weight that they share with a layer that is plain now
         layer.base_layer.requires_grad_(False)
 

@@ -64,8 +64,8 @@ def add_adapters(
         backend: see `MonarchAdapter`.
         dtype: see `MonarchAdapter`.
         freeze: whether every parameter that is not an adapter's is frozen, embeddings and norms
-            too. `remove_adapters` and `merge_adapters` make them as trainable as they were.
-            Without it, only what is wrapped is frozen.
+            too. `remove_adapters` and `merge_adapters` of this same model make them as trainable as
+            they were. Without it, only what is wrapped is frozen.
 
     Returns:
         The names of the layers, in the order of the model.

@@ -135,3 +135,16 @@ def test_what_somebody_thaws_meanwhile_learns():
     assert "0.weight" in learning(model)
     mark_only_adapters_trainable(model)
     assert "0.weight" not in learning(model)
+
+
+def test_a_part_is_frozen_alone():
+    model = nn.ModuleList([make(), make()])
+    before = learning(model)
+    add_adapters(model[0], match="2", nblocks=2, name="a")
+    add_adapters(model[0], match="3", nblocks=2, name="b")
+    assert {name for name in before if name.startswith("1.")} < learning(model)
+    remove_adapters(model, name="a")
+    assert learning(model[0]) == {"3.adapters.b.right", "3.adapters.b.left"}
+    assert learning(model[1]) == learning(make())
+    remove_adapters(model)
+    assert learning(model) == before
