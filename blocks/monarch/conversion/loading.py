@@ -31,7 +31,8 @@ def load_monarch_state_dict(
 
     Args:
         model: as its class makes it, dense. It is changed; not at all if the layers do not fit.
-        state_dict: of a model that `monarchize` converted.
+        state_dict: of a model that `monarchize` converted; of a tied tensor one name is enough,
+            which is what safetensors' `save_model` and `save_pretrained` leave.
         strict: see `nn.Module.load_state_dict`.
         backend: of the new layers.
 
@@ -58,7 +59,30 @@ def load_monarch_state_dict(
             raise ValueError(f"{name}: expected a dense layer in the model, found {found}")
         replacements[module] = _empty(name, module, right, left, backend)
     replace(model, replacements)
-    return model.load_state_dict(state_dict, strict=strict)
+    return model.load_state_dict(_with_tied_names(model, state_dict), strict=strict)
+
+
+def _with_tied_names(model: nn.Module, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A missing name of a tensor that is there under another, as savers leave all but one out."""
+    present: dict[int, str] = {}
+    missing: dict[str, int] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name not in state_dict:
+            missing[name] = id(tensor)
+        elif isinstance(tensor, Tensor):
+            present.setdefault(id(tensor), name)
+    tied = {name: state_dict[present[key]] for name, key in missing.items() if key in present}
+    if not tied:
+        return state_dict
+    complete = _StateDict({**state_dict, **tied})
+    complete._metadata = getattr(state_dict, "_metadata", None)  # versions of modules
+    return complete
+
+
+class _StateDict(dict[str, Any]):
+    """With what torch hangs on it."""
+
+    _metadata: Any = None
 
 
 def _empty(

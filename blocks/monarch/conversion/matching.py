@@ -16,6 +16,9 @@ from torch import nn
 
 from ropewalk.blocks.monarch.conversion.dense import is_layer
 
+# Children by which adapters hold the layer that they change; they read its weight to merge.
+WRAPPED = ("base_layer", "original_module")
+
 Match = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
 
@@ -103,6 +106,10 @@ def _everything(model: nn.Module) -> Iterator[Found]:
 def _names(everything: list[Found], pattern: str = "") -> str:
     """The names there are, numbers left out, those like the pattern first."""
     names = [found.name for found in everything if found.parameter is None]
+    split = [name.rpartition(".") for name in names]
+    wrappers = tuple(f"{above}." for above, dot, last in split if dot and last in WRAPPED)
+    # What adapters hold is no layer to convert.
+    names = [name for name in names if not name.startswith(wrappers)]
     general = list(
         dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.)", "*", name) for name in names)
     )

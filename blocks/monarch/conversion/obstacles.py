@@ -13,11 +13,9 @@ from torch.nn.utils import parametrize
 
 from ropewalk.blocks.heads.sharding import is_sharded
 from ropewalk.blocks.monarch.conversion.dense import is_transposed
-from ropewalk.blocks.monarch.conversion.matching import Found
+from ropewalk.blocks.monarch.conversion.matching import WRAPPED, Found
 from ropewalk.blocks.monarch.linear import MonarchLinear
 
-# Children by which adapters hold the layer that they change; they read its weight to merge.
-_WRAPPED = ("base_layer", "original_module")
 _STATE_HOOKS = (
     "_state_dict_hooks",
     "_state_dict_pre_hooks",
@@ -81,11 +79,9 @@ def obstacle(found: Found, around: Surroundings) -> str | None:
 
 
 def _wrapped(module: nn.Module) -> str | None:
-    for name in _WRAPPED:
+    for name in WRAPPED:
         if name in module._modules:
-            return (
-                f"{type(module).__name__} wraps a layer ({name}); merge or unload the adapter first"
-            )
+            return f"{type(module).__name__} wraps a layer ({name}); {_without_adapter(module)}"
     return None
 
 
@@ -97,9 +93,19 @@ def inside(ancestors: list[nn.Module]) -> str | None:
             return f"is inside {kind}, which reads its weight and never calls it"
         if kind in ("FullyShardedDataParallel", "DistributedDataParallel"):
             return f"is inside {kind}, which holds its parameters; convert before wrapping"
-        if any(name in ancestor._modules for name in _WRAPPED):
-            return f"is inside {kind}, which reads its weight; merge or unload the adapter first"
+        if any(name in ancestor._modules for name in WRAPPED):
+            return f"is inside {kind}, which reads its weight; {_without_adapter(ancestor)}"
     return None
+
+
+def _without_adapter(wrapper: nn.Module) -> str:
+    """How an adapter is got rid of."""
+    what = "merge or unload the adapter first"
+    if type(wrapper).__name__ == "MonarchAdapter":
+        return f"{what}: merge_adapters(model) or remove_adapters(model)"
+    if hasattr(wrapper, "get_base_layer"):  # of peft
+        return f"{what}: model.merge_and_unload()"
+    return what
 
 
 def _computed(module: nn.Module) -> str | None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file, save_model
 from torch import nn
 
 from ropewalk.blocks.monarch import MonarchLinear
@@ -53,3 +53,66 @@ def test_strict_is_as_ever(make_model) -> None:
         load_monarch_state_dict(make_model(), state)
     found = load_monarch_state_dict(make_model(), state, strict=False)
     assert found.missing_keys == ["2.weight"]
+
+
+class Tied(nn.Module):
+    """Two names of one table, and one layer of two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(9, 6)
+        self.first = self.second = nn.Linear(6, 6)
+        self.head = nn.Linear(6, 9, bias=False)
+        self.head.weight = self.embedding.weight
+
+
+def test_of_what_is_tied_one_name_is_enough(tmp_path) -> None:
+    model = Tied()
+    monarchize(model, match="first", nblocks=2, rank=1)
+    save_model(model, str(tmp_path / "tied.safetensors"))
+    state = load_file(tmp_path / "tied.safetensors")
+    assert len(state) < len(model.state_dict())
+    for given in (state, {k: v for k, v in model.state_dict().items() if "embed" not in k}):
+        other = Tied()
+        found = load_monarch_state_dict(other, given)
+        assert found.missing_keys == found.unexpected_keys == []
+        assert other.first is other.second
+        assert other.head.weight is other.embedding.weight
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(other.state_dict()[name], tensor)
+    # Neither of the names, or a model that does not tie them: strict as ever.
+    apart = Tied()
+    apart.head = nn.Linear(6, 9, bias=False)
+    without = {k: v for k, v in model.state_dict().items() if k != "head.weight"}
+    neither = {k: v for k, v in without.items() if "embed" not in k}
+    for other, given in ((apart, without), (Tied(), neither)):
+        with pytest.raises(RuntimeError, match=r"Missing key.*head\.weight"):
+            load_monarch_state_dict(other, given)
+    assert load_monarch_state_dict(Tied(), neither, strict=False).missing_keys == [
+        "embedding.weight",
+        "head.weight",
+    ]
+
+
+@pytest.mark.parametrize("how", ["save_model", "save_pretrained"])
+def test_the_bundled_model_saved_without_its_tied_name(how, tmp_path) -> None:
+    from ropewalk.evals.models import open_model
+
+    def load():
+        return open_model("default").load(dtype=torch.float32, device=torch.device("cpu"))
+
+    model, other = load(), load()
+    monarchize(model, match="model.layers.0.mlp.*", nblocks=4, rank=2, progress=False)
+    if how == "save_model":
+        save_model(model, str(tmp_path / "model.safetensors"))
+    else:
+        model.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    assert len(state) < len(model.state_dict())
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    load_monarch_state_dict(other, state)
+    ids = torch.arange(2, 34)[None]
+    with torch.no_grad():
+        assert torch.equal(other(input_ids=ids).logits, model(input_ids=ids).logits)

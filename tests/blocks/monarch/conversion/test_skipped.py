@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from ropewalk.blocks.monarch import MonarchLinear, conversion
-from ropewalk.blocks.monarch.adapter import MonarchAdapter
+from ropewalk.blocks.monarch.adapter import MonarchAdapter, add_adapters, merge_adapters
 from ropewalk.blocks.monarch.conversion import merge, monarchize
 
 
@@ -185,10 +185,26 @@ def test_layers_inside_of_adapters() -> None:
     for name in ("peft.base_layer", "peft.lora_A.default", "ours.base_layer"):
         assert "merge or unload the adapter first" in reasons[name]
     assert report.converted == ()
+    assert "adapter first: merge_adapters(model)" in reasons["ours.base_layer"]
+    # A pattern that fits nothing is not answered with what adapters hold.
+    with pytest.raises(ValueError, match=r"its layers are peft, ours$"):
+        monarchize(model, match="*.base", nblocks=4, rank=1)
     # The adapter's own matrices are no layers of the model.
     merged = merge(model)
     assert merged.converted == ()
     assert len(merged.skipped) == 1
+
+
+def test_merging_names_the_way_out_of_an_adapter() -> None:
+    model = nn.Sequential(MonarchLinear(16, 16, nblocks=4))
+    add_adapters(model, match="0", nblocks=2)
+    report = merge(model)
+    assert report.converted == ()
+    (reason,) = (row.skipped for row in report.layers if row.name == "0.base_layer")
+    assert "merge or unload the adapter first: merge_adapters(model)" in (reason or "")
+    merge_adapters(model)
+    merge(model)
+    assert not any(isinstance(module, MonarchLinear) for module in model.modules())
 
 
 def test_layers_inside_of_what_holds_their_parameters() -> None:
