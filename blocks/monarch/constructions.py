@@ -30,7 +30,7 @@ from ropewalk.blocks.checks import require_integer
 from ropewalk.blocks.monarch.product import monarch_product
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Construction:
     """A matrix as a product of factors between two permutations.
 
@@ -71,6 +71,18 @@ class Construction:
         """
         x = as_rows(x, self.dtype, len(self.input_order))
         return monarch_product(x[..., self.input_order], self.factors)[..., self.output_order]
+
+    def __call__(self, x: Inexact[Tensor, "*batch features"]) -> Inexact[Tensor, "*batch features"]:
+        """See `apply`."""
+        return self.apply(x)
+
+    def __repr__(self) -> str:
+        features = len(self.input_order)
+        sizes = tuple(factor.shape[-1] for factor in self.factors)
+        return (
+            f"{type(self).__name__}({features}, sizes={sizes}, dtype={self.dtype}, "
+            f"{against_dense(self.parameters, features * features)})"
+        )
 
     def to_dense(self) -> Inexact[Tensor, "features features"]:
         """The matrix itself."""
@@ -199,6 +211,11 @@ def nearest_split(n: int) -> tuple[int, int]:
     """The two divisors nearest to √n, the smaller one first."""
     smaller = next(d for d in range(math.isqrt(n), 0, -1) if n % d == 0)
     return smaller, n // smaller
+
+
+def against_dense(parameters: int, dense: int) -> str:
+    """Parameters, and those of the matrix."""
+    return f"parameters={parameters} ({parameters / dense:.1%} of dense)"
 
 
 def as_rows(x: Tensor, dtype: torch.dtype, features: int) -> Tensor:

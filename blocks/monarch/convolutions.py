@@ -16,10 +16,17 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
-from ropewalk.blocks.monarch.constructions import Construction, as_rows, dft, nearest_split, units
+from ropewalk.blocks.monarch.constructions import (
+    Construction,
+    against_dense,
+    as_rows,
+    dft,
+    nearest_split,
+    units,
+)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ConstructionProduct:
     """A corner of the product of two constructions: pad, first, second, cut.
 
@@ -66,6 +73,18 @@ class ConstructionProduct:
         rows = torch.nn.functional.pad(rows, (0, width - self.in_features))
         y = self.second.apply(self.first.apply(rows))[..., : self.out_features]
         return y.real if self.real and not x.is_complex() else y
+
+    def __call__(self, x: Inexact[Tensor, "*batch inputs"]) -> Inexact[Tensor, "*batch outputs"]:
+        """See `apply`."""
+        return self.apply(x)
+
+    def __repr__(self) -> str:
+        sizes = tuple(factor.shape[-1] for factor in self.factors)
+        parameters = against_dense(self.parameters, self.in_features * self.out_features)
+        return (
+            f"{type(self).__name__}({self.in_features}, {self.out_features}, sizes={sizes}, "
+            f"dtype={self.first.dtype}, {parameters})"
+        )
 
     def to_dense(self) -> Inexact[Tensor, "outputs inputs"]:
         """The matrix itself."""

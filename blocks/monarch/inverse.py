@@ -196,11 +196,11 @@ def _singular(blocks: Tensor) -> str:
     """Which blocks they are, looked up only now, because it needs values: vmap hides them."""
     try:
         info = torch.linalg.inv_ex(blocks.detach()).info
-        return f": {_listed(info.nonzero().flatten().tolist())} of {info.numel()}"
+        return f": {_listed(info.nonzero().flatten().tolist())} (of 0…{info.numel() - 1})"
     except RuntimeError:
         return " in one of the matrices that vmap maps over"
 
 
 def _listed(numbers: list[int]) -> str:
-    shown = ", ".join(map(str, numbers[:8]))
+    shown = f"block{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers[:8]))}"
     return f"{shown} and {len(numbers) - 8} more" if len(numbers) > 8 else shown
