@@ -178,14 +178,10 @@ def test_vmap():
 def test_singular_blocks_are_named():
     right, left = square(4, 3, 1)
     right[2] = 0
-    with pytest.raises(
-        torch.linalg.LinAlgError, match=r"right: expected.* block 2 \(of 0…3\)"
-    ):
+    with pytest.raises(torch.linalg.LinAlgError, match=r"right: expected.* block 2 \(of 0…3\)"):
         monarch_solve(right, left, torch.ones(12, dtype=F64))
     left[:] = 0
-    with pytest.raises(
-        torch.linalg.LinAlgError, match=r"left: .*ones: blocks 0, 1, 2 \(of 0…2\)"
-    ):
+    with pytest.raises(torch.linalg.LinAlgError, match=r"left: .*ones: blocks 0, 1, 2 \(of 0…2\)"):
         monarch_inverse(right, left)
 
 
