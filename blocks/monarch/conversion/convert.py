@@ -126,7 +126,7 @@ def monarchize(
         free = [found.module for found in meant if obstacles[found] is None]
         moments = gather(model, free, calibration, progress=progress)
     before = _parameters(model)
-    unreached: list[str] = []
+    unreached: dict[str, str] = {}  # reason → the first layer with it
     rows: list[LayerReport] = []
     replacements: dict[nn.Module, nn.Module] = {}
     for found in shown(meant, "projecting", progress=progress):
@@ -139,15 +139,14 @@ def monarchize(
                 rows.append(_row(found, fitted, moment))
                 continue
             reason = fitted
-            unreached.append(f"{found.name}: {reason}")
+            unreached.setdefault(reason, found.name)
         rows.append(_skipped(found, reason))
     # A goal that no layer reaches is a mistake; layers that nobody could convert are a finding.
     if unreached and not replacements:
+        reasons = [f"{name}: {reason}" for reason, name in unreached.items()]
         raise ValueError(
             f"expected a goal that some layer reaches, got {goal}, which none of "
-            f"{len(meant)} layers does; {'; '.join(unreached[:3])}"
-            f"{f'; and {len(unreached) - 3} more' if len(unreached) > 3 else ''}; nothing was "
-            "converted"
+            f"{len(meant)} layers does; {'; '.join(reasons[:3])}; nothing was converted"
         )
     _warn_of_few(rows)
     replace(model, replacements)
@@ -223,7 +222,7 @@ def _warn_of_few(rows: list[LayerReport]) -> None:
     if few:
         most = max(few, key=lambda row: (row.in_features or 0) / (row.calibration_rows or 1))
         warnings.warn(
-            f"calibration: {len(few)} layers saw fewer rows than {ENOUGH} for each input, such as "
+            f"calibration: {len(few)} {'layer' if len(few) == 1 else 'layers'} saw fewer rows than {ENOUGH} for each input, such as "
             f"{most.name}: {most.calibration_rows} for {most.in_features}; "
             f"{ENOUGH * (most.in_features or 0)} would be enough. Their output is fitted as far as "
             "so few rows tell, and their output error is of rows that were not fitted to",

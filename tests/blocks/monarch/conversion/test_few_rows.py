@@ -75,7 +75,7 @@ def test_a_warning_says_how_many_rows_would_be_enough() -> None:
     layers = list(model)
     # Where warnings are errors, as they are in these tests, nothing has been converted.
     with pytest.raises(
-        UserWarning, match=r"1 layers .* such as 0: 256 for 96; 384 would be enough"
+        UserWarning, match=r"1 layer saw .* such as 0: 256 for 96; 384 would be enough"
     ):
         monarchize(model, match="*", nblocks=4, rank=2, calibration=[rows])
     assert list(model) == layers
