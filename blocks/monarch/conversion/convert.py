@@ -223,9 +223,10 @@ def _warn_of_few(rows: list[LayerReport]) -> None:
         most = max(few, key=lambda row: (row.in_features or 0) / (row.calibration_rows or 1))
         warnings.warn(
             f"calibration: {len(few)} {'layer' if len(few) == 1 else 'layers'} saw fewer rows than "
-            f"{ENOUGH} for each input, such as {most.name}: {most.calibration_rows} for {most.in_features}; "
-            f"{ENOUGH * (most.in_features or 0)} would be enough. Their output is fitted as far as "
-            "so few rows tell, and their output error is of rows that were not fitted to",
+            f"{ENOUGH} for each input, such as {most.name}: {most.calibration_rows} for "
+            f"{most.in_features}; {ENOUGH * (most.in_features or 0)} would be enough. Their "
+            "output is fitted as far as so few rows tell, and their output error is of rows that "
+            "were not fitted to",
             UserWarning,
             stacklevel=3,
         )

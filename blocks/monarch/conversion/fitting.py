@@ -87,7 +87,9 @@ class ByOutput:
         doubt = moment.doubt()
         self._moment = trusted(self._seen, doubt)
         self._halves: tuple[Tensor, Tensor] | None = None
-        if moment.few and all(moment.counts):
+        # One row is as good as none.
+        self._nothing = moment.rows < 2
+        if moment.few and not self._nothing:
             # Half of the rows leave twice the doubt.
             self._halves = trusted(moment.half(0), 2 * doubt), moment.half(1)
         self._last: Fitted | None = None
@@ -100,11 +102,13 @@ class ByOutput:
 
     def _fitted(self, shape: MonarchShape) -> Fitted:
         weight, plain = self._plain.weight, self._plain.decomposition(shape)
+        nearest = self._plain.fitted(shape)
+        if self._nothing:
+            return nearest._replace(output_error=_output_error(weight, nearest, self._seen))
         unseen = None
         if self._halves is not None:
             first, second = self._halves
             unseen = fit(weight, first, shape, plain=plain, measured=second).output_error
-            nearest = self._plain.fitted(shape)
             error = _output_error(weight, nearest, second)
             if error <= unseen:
                 return nearest._replace(output_error=error)

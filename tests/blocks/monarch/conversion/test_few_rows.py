@@ -102,11 +102,15 @@ def test_where_plain_is_nearer_it_is_kept_and_said() -> None:
     assert kept > 0
 
 
-def test_one_row_is_enough_to_go_on() -> None:
-    _, after, row = converted(torch.randn(1, DIM), rank=4)
-    assert after.isfinite().all()
+def test_one_row_says_nothing() -> None:
+    _, plain, _ = converted(None, rank=4)
+    x = torch.randn(1, DIM)
+    before, after, row = converted(x, rank=4)
+    assert torch.equal(after, plain)
     assert row.calibration_rows == 1
-    assert row.relative_error < 1
+    assert "was kept" in row.note
+    expected = float((x @ (before - after).mT).norm() / (x @ before.mT).norm())
+    assert row.output_error == pytest.approx(expected, rel=1e-4)
 
 
 def test_an_error_asked_for_holds_on_fresh_inputs() -> None:
