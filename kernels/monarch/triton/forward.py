@@ -26,7 +26,12 @@ def forward(
     Raises:
         ValueError: the fused form is asked for hidden values, which it never has in memory.
     """
-    p = replace(problem, x=readable(problem.x, 0), right=readable(problem.right, 1))
+    p = replace(
+        problem,
+        x=readable(problem.x, 0),
+        right=readable(problem.right, 1),
+        left=readable(problem.left, 1),
+    )
     shape = (p.output_blocks, p.tokens, p.output_size)
     y = p.x.new_empty(shape if p.block_major else (shape[1], shape[0] * shape[2]))
     if p.tokens == 0:

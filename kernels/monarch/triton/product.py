@@ -78,7 +78,7 @@ def product_kernel(
         total = activate(total, ACTIVATION)
     start = out + wide_row * out_token + wide_block * out_block
     if PAIRS:
-        offsets = (here // rank).to(tl.int64) * out_outer + here % rank * out_inner
+        offsets = (here // rank).to(tl.int64) * out_outer + (here % rank).to(tl.int64) * out_inner
     else:
         offsets = here.to(tl.int64) * out_outer
     places = start + (rows[:, None] * out_token + offsets[None, :])

@@ -14,6 +14,7 @@ pytest.importorskip("triton")
 from ropewalk.kernels.monarch import ACTIVATIONS, monarch_matmul, triton
 from ropewalk.kernels.monarch.dense import batched_product
 from ropewalk.kernels.monarch.problem import Needs, Problem
+from ropewalk.kernels.monarch.triton.products import product
 
 ALL = Needs(True, True, True, True)
 FORMS = ["two kernels", "fused"]
@@ -241,6 +242,22 @@ def test_large_and_missing_numbers(activation, kernel_device):
     slope = (z > 0).float()
     slope[3] = 0.0 if activation == "relu" else 0.5
     torch.testing.assert_close(grads.x[:-1, 0, 0], slope[:-1])
+
+
+def test_more_than_32_bits_between_ranks(kernel_device):
+    """Hidden values whose tokens come last lie as many elements apart as there are tokens."""
+    if kernel_device.type != "cpu":
+        pytest.skip("needs memory that is reserved and not used")
+    apart, ranks = 2**23 - 16, 260  # 259 · apart is more than 2³¹
+    memory = torch.UntypedStorage(apart * ranks * 2)
+    hidden = torch.empty(0, dtype=torch.float16).set_(
+        memory, 0, (16, 1, 1, ranks), (1, apart * ranks, apart * ranks, apart)
+    )
+    x = torch.randn(16, 1, 4).half()
+    right = torch.randn(1, ranks, 4).half()
+    product(x, right, hidden)
+    expected = torch.einsum("tki,kri->tr", x.double(), right.double())
+    torch.testing.assert_close(hidden[:, 0, 0].double(), expected, rtol=2e-3, atol=2e-3)
 
 
 def test_the_public_function(make_case, kernel_device):
