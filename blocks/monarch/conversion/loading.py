@@ -4,7 +4,8 @@ The factors' shapes say the blocks and the rank, and the dense layer that is the
 so that nothing else needs to be kept beside the weights.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ def load_monarch_state_dict(
     """Puts a Monarch layer wherever the state dict has factors, then loads it.
 
     Args:
-        model: as its class makes it, dense. It is changed; not at all if the layers do not fit.
+        model: as its class makes it, dense. It is changed; not at all if the state dict is refused.
         state_dict: of a model that `monarchize` converted; of a tied tensor one name is enough,
             which is what safetensors' `save_model` and `save_pretrained` leave.
         strict: see `nn.Module.load_state_dict`.
@@ -41,7 +42,7 @@ def load_monarch_state_dict(
 
     Raises:
         ValueError: factors where the model has no dense layer, or one of other sizes.
-        RuntimeError: as `nn.Module.load_state_dict`; the layers have been replaced by then.
+        RuntimeError: as `nn.Module.load_state_dict`: names or sizes of another model.
     """
     check_backend(backend, BACKENDS)
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -59,7 +60,40 @@ def load_monarch_state_dict(
             raise ValueError(f"{name}: expected a dense layer in the model, found {found}")
         replacements[module] = _empty(name, module, right, left, backend)
     replace(model, replacements)
-    return model.load_state_dict(_with_tied_names(model, state_dict), strict=strict)
+    # torch copies all that fits before it says what does not.
+    kept: list[tuple[Tensor, Tensor]] = []
+    try:
+        complete = _with_tied_names(model, state_dict)
+        if _may_be_refused(model, complete, strict):
+            kept = [(tensor, tensor.clone()) for tensor in _values(model, replacements.values())]
+        return model.load_state_dict(complete, strict=strict)
+    except BaseException:  # an interrupt, too
+        replace(model, {new: old for old, new in replacements.items()})
+        for tensor, before in kept:
+            tensor.copy_(before)
+        raise
+
+
+def _may_be_refused(model: nn.Module, state_dict: Mapping[str, Any], strict: bool) -> bool:
+    """Whether names or sizes differ. A module's own way of loading may still make up for it."""
+    expected = model.state_dict()
+    if strict and expected.keys() != state_dict.keys():
+        return True
+    return any(
+        getattr(value, "shape", None) != getattr(state_dict[name], "shape", None)
+        for name, value in expected.items()
+        if name in state_dict
+    )
+
+
+def _values(model: nn.Module, new: Iterable[nn.Module]) -> list[Tensor]:
+    """All tensors of a model that have values, but for the factors of new layers."""
+    without = {id(layer._parameters[name]) for layer in new for name in ("right", "left")}
+    return [
+        tensor
+        for tensor in chain(model.parameters(), model.buffers())
+        if id(tensor) not in without and not nn.parameter.is_lazy(tensor)
+    ]
 
 
 def _with_tied_names(model: nn.Module, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -55,6 +55,38 @@ def test_strict_is_as_ever(make_model) -> None:
     assert found.missing_keys == ["2.weight"]
 
 
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("change", ["missing", "unexpected", "size", "factors"])
+def test_a_refused_state_dict_changes_nothing(make_model, change, strict) -> None:
+    model = make_model()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    monarchize(model, match="*.mlp.*", nblocks=2, rank=1)
+    state = dict(model.state_dict())
+    if change == "missing":
+        del state["2.weight"]
+    elif change == "unexpected":
+        state["3.weight"] = torch.zeros(1)
+    elif change == "size":
+        state["2.weight"] = torch.zeros(7, 25)
+    else:
+        del state["1.mlp.up.left"]
+    other = make_model()
+    modules = list(other.modules())
+    before = {name: (value, value.clone()) for name, value in other.named_parameters()}
+    if change == "size" or strict:
+        with pytest.raises(RuntimeError, match="loading state_dict"):
+            load_monarch_state_dict(other, state, strict=strict)
+        assert list(other.modules()) == modules
+        for name, value in other.named_parameters():
+            assert value is before[name][0]
+            assert torch.equal(value, before[name][1])
+    else:  # what does fit is loaded
+        load_monarch_state_dict(other, state, strict=False)
+        assert torch.equal(other[0].mlp["up"].right, state["0.mlp.up.right"])
+        assert torch.equal(other[0].norm.weight, state["0.norm.weight"])
+
+
 class Tied(nn.Module):
     """Two names of one table, and one layer of two names."""
 
