@@ -78,7 +78,7 @@ def monarchize(
         target_compression: each layer gets at least that many times fewer parameters.
         max_relative_error: each layer gets the least rank that keeps its error; those that would
             need as many parameters as before stay dense. With `calibration` it is the error of the
-            layer's output, without it that of its weight.
+            layer's output, without it that of its weight; of the factors as they are rounded.
         calibration: batches to run the model on (a tensor, a tuple or a dict of arguments each; an
             `attention_mask` in a dict leaves padding out), or a function that runs the model it is
             given. Then it is the error of a layer's output on those inputs that is made small,

@@ -6,10 +6,16 @@ import torch
 from torch import Tensor
 
 from ropewalk.blocks.monarch.conversion.moments import Moment, trusted
-from ropewalk.blocks.monarch.conversion.weighted import fit, in_float64, relative_output_error
+from ropewalk.blocks.monarch.conversion.weighted import (
+    difference,
+    fit,
+    in_float64,
+    relative_output_error,
+    weight_error,
+)
 from ropewalk.blocks.monarch.projection import Decomposition, decompose
 from ropewalk.blocks.monarch.shape import MonarchShape
-from ropewalk.kernels.monarch import monarch_to_dense
+from ropewalk.kernels.dtypes import statistics_dtype
 
 
 class Fitted(NamedTuple):
@@ -19,8 +25,8 @@ class Fitted(NamedTuple):
         right: R.
         left: L.
         shape: the sizes.
-        relative_error: of the weight.
-        output_error: of the output; None where no inputs were seen.
+        relative_error: of the weight; in half precision that of the factors as they are rounded.
+        output_error: of the output, likewise; None where no inputs were seen.
         plain: whether these are the factors nearest to the weight.
     """
 
@@ -59,15 +65,22 @@ class ByWeight:
         """The nearest factors of a shape."""
         found = self.decomposition(shape)
         right, left = (factor.to(self.weight.dtype) for factor in found.factors(shape.rank))
-        return Fitted(right, left, shape, found.relative_error(shape.rank), None, True)
+        error = found.relative_error(shape.rank)
+        if _is_half(self.weight):
+            error = weight_error(in_float64(self.weight), difference(self.weight, right, left))
+        return Fitted(right, left, shape, error, None, True)
 
-    def least_rank(self, shape: MonarchShape, error: float) -> int:
-        """The least rank, with these blocks, that is no farther than `error`."""
+    def least_rank(self, shape: MonarchShape, error: float) -> int | None:
+        """The least rank, with these blocks, that is no farther than `error`; None if none is."""
         squares = self.decomposition(shape).sigma.double().square().flatten(0, -2).sum(0)
         # Dropped at rank r: what follows it, summed from the small end.
         dropped = torch.cat([squares.flip(0).cumsum(0).flip(0), squares.new_zeros(1)])
         enough = dropped <= error**2 * dropped[0]
-        return max(1, int(enough.int().argmax()))
+        least = max(1, int(enough.int().argmax()))
+        if not _is_half(self.weight) or self.fitted(_of_rank(shape, least)).error <= error:
+            return least
+        # Rounding adds to the error; another rank takes off more than its own rounding adds.
+        return _bisect(self, shape, error, least + 1, half=True)
 
 
 class ByOutput:
@@ -116,23 +129,38 @@ class ByOutput:
         error = found.output_error if unseen is None else unseen
         return Fitted(found.right, found.left, shape, found.relative_error, error, False)
 
-    def least_rank(self, shape: MonarchShape, error: float) -> int:
+    def least_rank(self, shape: MonarchShape, error: float) -> int | None:
         """The least rank by bisection: fitting is what tells the error of a rank."""
-        low, high = 1, shape.full_rank  # at full rank there is no error
-        while low < high:
-            middle = (low + high) // 2
-            if self.fitted(_of_rank(shape, middle)).error <= error:
-                high = middle
-            else:
-                low = middle + 1
-        return high
+        return _bisect(self, shape, error, 1, half=_is_half(self._plain.weight))
+
+
+def _bisect(
+    fit: "ByWeight | ByOutput", shape: MonarchShape, error: float, low: int, *, half: bool
+) -> int | None:
+    """The least rank, from `low` on, whose factors, as they are stored, keep an error."""
+
+    def keeps(rank: int) -> bool:
+        return fit.fitted(_of_rank(shape, rank)).error <= error
+
+    full = high = shape.full_rank
+    while low < high:
+        middle = (low + high) // 2
+        if keeps(middle):
+            high = middle
+        else:
+            low = middle + 1
+    # At full rank there is no error but that of rounding.
+    return None if half and high == full and not keeps(full) else high
+
+
+def _is_half(weight: Tensor) -> bool:
+    return statistics_dtype(weight.dtype) != weight.dtype
 
 
 def _output_error(weight: Tensor, found: Fitted, moment: Tensor) -> float:
     wide = in_float64(weight)
-    matrix = monarch_to_dense(in_float64(found.right), in_float64(found.left))
-    difference = wide - matrix[: wide.shape[0], : wide.shape[1]]
-    return relative_output_error(wide, difference, in_float64(moment).to(wide.device))
+    rest = difference(weight, found.right, found.left)
+    return relative_output_error(wide, rest, in_float64(moment).to(wide.device))
 
 
 def _of_rank(shape: MonarchShape, rank: int) -> MonarchShape:

@@ -21,7 +21,8 @@ class LayerReport:
         parameters_after: of the matrix or factors that are there now.
         flops_before: floating-point operations for one row.
         flops_after: the same now.
-        relative_error: ‖W − M‖ / ‖W‖; None if it was skipped or merged.
+        relative_error: ‖W − M‖ / ‖W‖, in half precision of the factors as they are rounded; None
+            if it was skipped or merged.
         output_error: (E‖(W − M) x‖² / E‖W x‖²)^½ on the calibration's inputs, or, where they are
             few, of a fit to one half of them on the other; None without.
         calibration_rows: inputs that were seen; None without calibration.

@@ -26,8 +26,8 @@ class Fit(Protocol):
         """The nearest factors of a shape."""
         ...
 
-    def least_rank(self, shape: MonarchShape, error: float) -> int:
-        """The least rank, with these blocks, that is no farther than `error`."""
+    def least_rank(self, shape: MonarchShape, error: float) -> int | None:
+        """The least rank, with these blocks, that is no farther than `error`; None if none is."""
         ...
 
 
@@ -134,7 +134,13 @@ class Goal:
             assert self.max_relative_error is not None  # one of the three is there
             if least.parameters >= dense:
                 return f"rank 1 already has {least.parameters} parameters, and dense {dense}"
-            rank = fit.least_rank(least, self.max_relative_error)
+            found = fit.least_rank(least, self.max_relative_error)
+            if found is None:
+                return (
+                    f"an error of {self.max_relative_error:g} is kept at no rank, as the factors "
+                    "are rounded to the dtype of the weight"
+                )
+            rank = found
         shape = MonarchShape.of(in_features, out_features, nblocks=blocks, rank=rank)
         if self.target_compression is None and shape.parameters >= dense:
             return (

@@ -32,6 +32,7 @@ from torch.nn import functional
 from ropewalk.blocks.checks import require_integer, require_number
 from ropewalk.blocks.monarch.projection import Decomposition, check_weight, decompose, slices
 from ropewalk.blocks.monarch.shape import Blocks, MonarchShape
+from ropewalk.kernels.monarch import monarch_to_dense
 
 SWEEPS = 8
 RIDGE = 0.01
@@ -45,8 +46,8 @@ class WeightedProjection(NamedTuple):
     Attributes:
         right: R, in the dtype of the weight.
         left: L, in the dtype of the weight.
-        relative_error: ‖W − LR‖ / ‖W‖, which the plain projection makes smaller.
-        output_error: (E‖(W − LR) x‖² / E‖W x‖²)^½.
+        relative_error: ‖W − LR‖ / ‖W‖ of these factors, which the plain projection makes smaller.
+        output_error: (E‖(W − LR) x‖² / E‖W x‖²)^½ of these factors.
         shape: the sizes.
     """
 
@@ -133,15 +134,24 @@ def fit(
         if before - problem.error <= _GAIN * before:
             break
     right, left = _balanced(problem.right, problem.left)
-    difference = wide - problem.matrix()[: shape.out_features, : shape.in_features]
+    right, left = (factor.to(weight.device, weight.dtype) for factor in (right, left))
+    rest = difference(weight, right, left)  # as they are stored
     told = moment if measured is None else in_float64(measured).to(wide.device)
     return WeightedProjection(
-        right.to(weight.device, weight.dtype),
-        left.to(weight.device, weight.dtype),
-        _ratio(difference.square().sum(), wide.square().sum()),
-        relative_output_error(wide, difference, told),
-        shape,
+        right, left, weight_error(wide, rest), relative_output_error(wide, rest, told), shape
     )
+
+
+def difference(weight: Tensor, right: Tensor, left: Tensor) -> Tensor:
+    """What factors leave of a weight, in float64."""
+    wide = in_float64(weight)
+    matrix = monarch_to_dense(in_float64(right), in_float64(left))
+    return wide - matrix[: wide.shape[0], : wide.shape[1]]
+
+
+def weight_error(weight: Tensor, rest: Tensor) -> float:
+    """‖D‖ / ‖W‖ of a difference D to a weight W; 0 where the weight is."""
+    return _ratio(rest.square().sum(), weight.square().sum())
 
 
 def in_float64(tensor: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ropewalk.blocks.monarch import MonarchShape, monarch_project
+from ropewalk.blocks.monarch import MonarchShape, monarch_project, monarch_to_dense
 from ropewalk.blocks.monarch.conversion import monarchize
 from ropewalk.blocks.monarch.conversion.sizes import AUTO_BLOCKS
 
@@ -78,6 +78,50 @@ def test_with_calibration_the_error_is_that_of_the_output(weight, inputs) -> Non
     assert rows[None].output_error == pytest.approx(rows[least].output_error)
     assert least == 1 or rows[least - 1].output_error > 0.35
     assert least < converted(weight, nblocks=4, max_relative_error=0.35).rank
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("calibrated", [False, True])
+@torch.no_grad()
+def test_in_half_precision_the_errors_are_those_of_the_rounded_factors(dtype, calibrated) -> None:
+    generator = torch.Generator().manual_seed(3)
+    # Of rank 8, but for numbers that fall off: rounding and rank are as large in some of them.
+    sizes = torch.cat([torch.ones(8), 0.02 * 0.8 ** torch.arange(56.0)])
+    u, v = (torch.linalg.qr(torch.randn(64, 64, generator=generator)).Q for _ in range(2))
+    x = torch.randn(400, 64, generator=generator)
+    by_rounding = False
+    for goal in ({"rank": 8}, {"max_relative_error": 0.01}, {"max_relative_error": 0.004}):
+        model = nn.Sequential(nn.Linear(64, 64, bias=False, dtype=dtype))
+        model[0].weight.copy_((u * sizes) @ v.mT)
+        weight = model[0].weight.double()
+        options = {"calibration": [x.to(dtype)]} if calibrated else {}
+        (row,) = monarchize(model, match="*", nblocks=1, **goal, **options).layers
+        rest = weight - monarch_to_dense(model[0].right.double(), model[0].left.double())
+        assert row.relative_error == pytest.approx(float(rest.norm() / weight.norm()), rel=1e-3)
+        error = row.relative_error
+        if calibrated:
+            seen = x.to(dtype).double()
+            error = float((seen @ rest.mT).norm() / (seen @ weight.mT).norm())
+            assert row.output_error == pytest.approx(error, rel=1e-3)
+        assert row.rank is not None
+        limit = goal.get("max_relative_error", 1)
+        assert error <= limit
+        if limit < 1 and not calibrated:  # the rank before does not keep it, be it for rounding
+            less = monarch_project(weight.to(dtype), nblocks=1, rank=row.rank - 1)
+            rest = weight - monarch_to_dense(less.right.double(), less.left.double())
+            assert float(rest.norm() / weight.norm()) > limit
+            by_rounding |= less.relative_error <= limit
+    assert by_rounding or calibrated or dtype == torch.float16
+
+
+def test_an_error_less_than_that_of_rounding_is_said_to_be_out_of_reach(inputs) -> None:
+    for options in ({}, {"calibration": [inputs.bfloat16()]}):
+        model = nn.Sequential(nn.Linear(24, 40, dtype=torch.bfloat16))
+        with torch.no_grad():
+            model[0].weight.copy_(torch.ones(40, 1) + torch.arange(24.0) / 7)
+        with pytest.raises(ValueError, match=r"1e-05 is kept at no rank, as the factors are round"):
+            monarchize(model, match="*", nblocks=1, max_relative_error=1e-5, **options)
+        assert type(model[0]) is nn.Linear
 
 
 def test_what_a_layer_cannot_reach_is_skipped_with_the_reason(weight) -> None:
