@@ -170,6 +170,8 @@ def _fitted(found: Found, goal: Goal, moment: Moment | None) -> Fitted | str:
         raise ValueError(f"{found.name}: {error}; nothing was converted") from error
 
 
+# A parameter made in inference mode could never be trained.
+@torch.inference_mode(False)
 @torch.no_grad()
 def _layer(module: nn.Module, fitted: Fitted, backend: Backend) -> MonarchLinear:
     layer = MonarchLinear.from_factors(

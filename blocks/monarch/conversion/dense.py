@@ -53,6 +53,8 @@ def remember_class(layer: MonarchLinear, replaced: nn.Module) -> None:
         setattr(layer, _MERGES_INTO, type(replaced))
 
 
+# A parameter made in inference mode could never be trained.
+@torch.inference_mode(False)
 @torch.no_grad()
 def dense_layer(layer: MonarchLinear) -> nn.Module:
     """The dense layer that computes the same, of the class that was there before."""

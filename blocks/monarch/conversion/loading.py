@@ -119,6 +119,8 @@ class _StateDict(dict[str, Any]):
     _metadata: Any = None
 
 
+# A parameter made in inference mode could never be trained.
+@torch.inference_mode(False)
 def _empty(
     name: str, module: nn.Module, right: Tensor, left: Tensor, backend: Backend
 ) -> MonarchLinear:
