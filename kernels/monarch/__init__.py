@@ -5,6 +5,7 @@ dense.py       the factors' product as one matrix, and products in ordinary torc
 validation.py  what is refused, and in which words
 problem.py     what an implementation gets and gives
 op.py          the torch operators: schema, fake tensors, autograd
+eager.py       the same without an operator, for plain tensors
 backend.py     which implementation computes
 break_even.py  when the merged matrix is faster
 activation.py  what a product can end in

@@ -11,9 +11,11 @@ from ropewalk.kernels.backends import check_backend
 from ropewalk.kernels.monarch import validation
 from ropewalk.kernels.monarch.activation import Activation
 from ropewalk.kernels.monarch.backend import BACKENDS, Backend
-from ropewalk.kernels.monarch.break_even import fits_at_once, merged_from
+from ropewalk.kernels.monarch.break_even import merged_from
 from ropewalk.kernels.monarch.dense import batched_product, dense_product
+from ropewalk.kernels.monarch.eager import eager_product, is_plain
 from ropewalk.kernels.monarch.op import monarch_op
+from ropewalk.kernels.monarch.problem import Problem
 
 
 def monarch_matmul(
@@ -38,8 +40,8 @@ def monarch_matmul(
 
     r·(l·k·p + k·l·s) parameters, and twice that of operations a row. Output blocks are contiguous:
     feature l·s + j of y belongs to block l (the square form M = P L Pᵀ R of the paper, which ends
-    in a permutation, interleaves them). The permutation between the products is no copy, but for
-    few rows on a CPU, where a copy is the least.
+    in a permutation, interleaves them). The permutation between the products is no copy, but on a
+    CPU for few rows or half precision, where a copy is the least.
 
     Sums are float32 for half precision; what lies between the products is rounded to the dtype of
     x. Kept for the backward: x, and h where the gradient of `left` or of an activation needs it.
@@ -86,12 +88,18 @@ def monarch_matmul(
     batch, (k, _, p), (blocks, size, _) = x.shape[:-1], right.shape, left.shape
     rows = x.reshape(-1, k * p)
     product = _in_ordinary_torch(rows, right, left, backend)
+    keep_hidden = _keeps_hidden(rows, right, left, bias, activation)
     if product is not None:
         y = product(rows, right, left, bias, activation, block_major_output)
+    elif is_plain(rows, right, left, bias):
+        problem = Problem(
+            rows.unflatten(-1, (k, p)), right, left, bias, activation, block_major_output
+        )
+        y = eager_product(problem, keep_hidden, backend)
     else:
         y, _ = monarch_op(
             rows.unflatten(-1, (k, p)), right, left, bias, activation, block_major_output,
-            _keeps_hidden(rows, right, left, bias, activation), backend,
+            keep_hidden, backend,
         )  # fmt: skip
     shape = (blocks, *batch, size) if block_major_output else (*batch, blocks * size)
     return y.reshape(shape)
@@ -115,8 +123,6 @@ def _in_ordinary_torch(
         least = merged_from(right, left)
         if least is not None and rows.shape[0] >= least:
             return dense_product
-        if fits_at_once(rows.shape[0], right, left):
-            return batched_product
     return batched_product if rows.is_complex() else None
 
 

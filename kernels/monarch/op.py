@@ -10,7 +10,24 @@ from torch import Tensor
 
 from ropewalk.kernels.autocast import suspended
 from ropewalk.kernels.monarch.backend import implementation
-from ropewalk.kernels.monarch.problem import Needs, Problem
+from ropewalk.kernels.monarch.problem import Gradients, Needs, Problem
+
+
+def product(problem: Problem, keep_hidden: bool, backend: str) -> tuple[Tensor, Tensor | None]:
+    """The result of the implementation, and the hidden values if they are to be kept."""
+    with suspended(problem.x):
+        return implementation(problem.x, backend).forward(problem, keep_hidden)
+
+
+def gradients(
+    problem: Problem, hidden: Tensor | None, y_grad: Tensor, needs: Needs, backend: str
+) -> Gradients:
+    """Those of the implementation; hidden values that were not kept are computed again."""
+    with suspended(problem.x):
+        module = implementation(problem.x, backend)
+        if hidden is None and (needs.left or problem.activation is not None):
+            _, hidden = module.forward(problem, True)
+        return module.backward(problem, hidden, y_grad, needs)
 
 
 @torch.library.custom_op("ropewalk::monarch", mutates_args=())
@@ -26,8 +43,7 @@ def monarch_op(
 ) -> tuple[Tensor, Tensor]:
     """The result, and the hidden values for the backward, empty unless they are to be kept."""
     problem = Problem(x, right, left, bias, activation, block_major)
-    with suspended(x):
-        y, hidden = implementation(x, backend).forward(problem, keep_hidden)
+    y, hidden = product(problem, keep_hidden, backend)
     return y, x.new_empty(0) if hidden is None else hidden
 
 
@@ -62,13 +78,9 @@ def monarch_backward_op(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, right, left and bias, empty where `needs` does not ask for them."""
-    problem, wanted = Problem(x, right, left, bias, activation, block_major), Needs(*needs)
-    with suspended(x):
-        module = implementation(x, backend)
-        kept: Tensor | None = hidden
-        if hidden.numel() == 0 and (wanted.left or activation is not None):
-            _, kept = module.forward(problem, True)
-        found = module.backward(problem, kept, y_grad, wanted)
+    problem = Problem(x, right, left, bias, activation, block_major)
+    kept = hidden if hidden.numel() else None
+    found = gradients(problem, kept, y_grad, Needs(*needs), backend)
     x_grad, right_grad, left_grad, bias_grad = (
         x.new_empty(0) if grad is None else grad for grad in found
     )

@@ -18,7 +18,7 @@ FEWEST = 32
 
 def tokens_first(problem: Problem) -> bool:
     """Whether tokens come before ranks in the hidden values; see `products`."""
-    return problem.x.dtype.itemsize == 2
+    return problem.x.dtype.itemsize == 2 or problem.tokens < problem.input_size
 
 
 def token_chunks(problem: Problem) -> Iterator[slice]:

@@ -31,7 +31,9 @@ def backward(problem: Problem, hidden: Tensor | None, y_grad: Tensor, needs: Nee
     rows = ranks_first(mirror)
     x_grad = x.new_empty(x.shape) if needs.x else None
     right_sum = left_sum = None
-    bias_sum = y_grad.new_zeros(y_grad.shape[1:], dtype=statistics_dtype(x.dtype))
+    bias_sum = None
+    if needs.bias:
+        bias_sum = y_grad.new_zeros(y_grad.shape[1:], dtype=statistics_dtype(x.dtype))
     for chunk in token_chunks(problem):
         z_grad, inner = y_grad[chunk], None
         if hidden is not None and (needs.left or problem.activation is not None):
@@ -41,7 +43,7 @@ def backward(problem: Problem, hidden: Tensor | None, y_grad: Tensor, needs: Nee
             z = second_product(problem, inner, torch.empty_like(z_grad, dtype=x.dtype))
             slope = derivative(z.to(statistics_dtype(x.dtype)), problem.activation)
             z_grad = (z_grad * slope).to(x.dtype)
-        if needs.bias:
+        if bias_sum is not None:
             bias_sum += z_grad.sum(0, dtype=bias_sum.dtype)
         if needs.left and inner is not None:
             left_sum = _plus_product(left_sum, z_grad.permute(1, 2, 0), inner.permute(1, 2, 0))
@@ -58,7 +60,7 @@ def backward(problem: Problem, hidden: Tensor | None, y_grad: Tensor, needs: Nee
         x_grad,
         _as_factor(right_sum, problem.right) if needs.right else None,
         _as_factor(left_sum, problem.left) if needs.left else None,
-        bias_sum.to(x.dtype).flatten() if needs.bias else None,
+        None if bias_sum is None else bias_sum.to(x.dtype).flatten(),
     )
 
 

@@ -7,9 +7,10 @@ The hidden values of a chunk of t tokens stay in the cache. They lie as the dtyp
                        rows lie l·t apart. Those are ordinary operands: no value of a token is
                        copied to be permuted. R is taken with its rows in the order (r, l), a copy
                        of the factor, and none at rank 1.
-    half precision     tokens first, H[l, t, k, r], gathered from the first product's result in runs
-                       of r numbers: matrix units take transposed operands several times more slowly
-                       than they take a copy.
+    half precision,    tokens first, H[l, t, k, r], gathered from the first product's result in runs
+    few tokens         of r numbers: matrix units take transposed operands several times more slowly
+                       than they take a copy, and for fewer tokens than a block has features the
+                       copy of R would be the larger one.
 """
 
 import torch

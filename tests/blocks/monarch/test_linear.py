@@ -124,15 +124,15 @@ def test_the_dense_weight_of_half_precision_is_rounded_once():
 
 def test_the_backend_is_the_one_that_was_asked_for(monkeypatch):
     def refuse(*_):
-        raise AssertionError("the operator")
+        raise AssertionError("the two products")
 
-    monkeypatch.setattr(matmul, "monarch_op", refuse)
+    monkeypatch.setattr(matmul, "eager_product", refuse)
     layer = MonarchLinear(32, 32, nblocks=4, backend="dense")
     layer(torch.randn(3, 32))
     layer.transpose()(torch.randn(3, 32))
     layer.backend = "reference"
     for asked in (layer, layer.transpose()):
-        with pytest.raises(AssertionError, match="the operator"):
+        with pytest.raises(AssertionError, match="the two products"):
             asked(torch.randn(3, 32))
 
 

@@ -17,7 +17,7 @@ def factors(n, blocks, rank, **options):
 def way(monkeypatch, rows, right, left, backend="auto"):
     """The name of the function that computes."""
     taken = []
-    for name in ("dense_product", "batched_product", "monarch_op"):
+    for name in ("dense_product", "batched_product", "eager_product", "monarch_op"):
         function = getattr(matmul, name)
 
         def spied(*args, name=name, function=function):
@@ -43,7 +43,7 @@ def test_many_rows_are_multiplied_by_the_matrix_where_that_is_less_work(
     monkeypatch, blocks, rank, dense
 ):
     right, left = factors(256, blocks, rank)
-    expected = "dense_product" if dense else "monarch_op"
+    expected = "dense_product" if dense else "eager_product"
     assert way(monkeypatch, 4096, right, left) == [expected]
     least = merged_from(right, left)
     assert (least is not None and least <= 4096) == dense
@@ -54,20 +54,15 @@ def test_the_break_even_is_where_it_says(monkeypatch):
     rows = merged_from(right, left)
     assert rows is not None
     assert rows > 1
-    assert way(monkeypatch, rows - 1, right, left) == ["batched_product"]
+    assert way(monkeypatch, rows - 1, right, left) == ["eager_product"]
     monkeypatch.undo()
     assert way(monkeypatch, rows, right, left) == ["dense_product"]
-
-
-def test_few_rows_need_no_operator(monkeypatch):
-    right, left = factors(256, 16, 1)
-    assert way(monkeypatch, 1, right, left) == ["batched_product"]
 
 
 @pytest.mark.parametrize("backend", ["reference", "dense"])
 def test_what_is_asked_for_is_taken(monkeypatch, backend):
     right, left = factors(64, 4, 4)
-    expected = {"reference": "monarch_op", "dense": "dense_product"}[backend]
+    expected = {"reference": "eager_product", "dense": "dense_product"}[backend]
     for rows in (1, 3000):
         assert way(monkeypatch, rows, right, left, backend) == [expected]
         monkeypatch.undo()

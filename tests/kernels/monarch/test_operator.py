@@ -3,8 +3,9 @@
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from ropewalk.kernels.monarch import matmul, monarch_matmul, op
+from ropewalk.kernels.monarch import eager, monarch_matmul, op
 
 
 @pytest.mark.opcheck
@@ -71,11 +72,12 @@ def test_nothing_is_kept_where_there_is_no_graph(make_case, monkeypatch):
     case = make_case(tokens=64, k=4, p=4, l=4, s=4, r=2).to(dtype=torch.float32)
     kept = []
 
-    def spied(*args):
-        kept.append(args[6])
-        return op.monarch_op(*args)
+    def spied(problem, keep_hidden, backend):
+        y, hidden = op.product(problem, keep_hidden, backend)
+        kept.append(hidden is not None)
+        return y, hidden
 
-    monkeypatch.setattr(matmul, "monarch_op", spied)
+    monkeypatch.setattr(eager, "product", spied)
     with torch.no_grad():
         monarch_matmul(case.x, case.right, case.left, backend="reference")
     monarch_matmul(case.x, case.right, case.left, backend="reference")
@@ -112,6 +114,39 @@ def test_nothing_is_kept_that_no_gradient_needs(make_case):
     assert saved(activation="relu") == given + hidden
     case.left.requires_grad_()
     assert saved() == given + hidden
+
+
+def test_compilers_fakes_and_subclasses_get_the_operator_and_plain_tensors_do_not(make_case):
+    case = make_case(tokens=3, k=2, p=3, l=2, s=2, r=2)
+
+    class Marked(torch.Tensor):
+        pass
+
+    seen = []
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    with Names():
+        monarch_matmul(*case.tensors[:3], backend="reference")
+    assert not any("ropewalk" in name for name in seen)
+    with Names():
+        monarch_matmul(case.x.as_subclass(Marked), *case.tensors[1:3], backend="reference")
+    assert "ropewalk.monarch.default" in seen
+    with FakeTensorMode() as mode, Names():
+        seen.clear()
+        monarch_matmul(*map(mode.from_tensor, case.tensors[:3]), backend="reference")
+    assert "ropewalk.monarch.default" in seen
+
+
+def test_a_second_derivative_is_refused(make_case):
+    case = make_case(tokens=3, k=2, p=3, l=2, s=2, r=2).to(dtype=torch.float64)
+    y = monarch_matmul(*case.tensors[:3], backend="reference")
+    (gradient,) = torch.autograd.grad(y.square().sum(), case.x, create_graph=True)
+    with pytest.raises(RuntimeError, match="twice"):
+        gradient.sum().backward()
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference", "dense"])

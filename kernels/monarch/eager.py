@@ -1,0 +1,65 @@
+"""The product without the operator, for plain tensors outside of compilers.
+
+An operator costs some tens of microseconds each way, in which a small product is done. What it is
+for, a compiler that takes the product as a whole, fake tensors and tensor subclasses, is not there
+in plain eager mode; and modes that count operations see the products themselves.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ropewalk.kernels.monarch.op import gradients, product
+from ropewalk.kernels.monarch.problem import Needs, Problem
+
+PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def is_plain(*tensors: Tensor | None) -> bool:
+    """Whether nobody looks on who needs the operator: no compiler, no fakes, no subclass."""
+    if torch.compiler.is_compiling():
+        return False
+    return all(x is None or (type(x) in PLAIN and not x.is_meta) for x in tensors)
+
+
+def eager_product(problem: Problem, keep_hidden: bool, backend: str) -> Tensor:
+    """The result, differentiable once."""
+    p = problem
+    if not torch.is_grad_enabled():
+        return product(p, False, backend)[0]
+    return _Product.apply(
+        p.x, p.right, p.left, p.bias, p.activation, p.block_major, keep_hidden, backend
+    )
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        right: Tensor,
+        left: Tensor,
+        bias: Tensor | None,
+        activation: str | None,
+        block_major: bool,
+        keep_hidden: bool,
+        backend: str,
+    ) -> Tensor:
+        problem = Problem(x, right, left, bias, activation, block_major)
+        y, hidden = product(problem, keep_hidden, backend)
+        ctx.save_for_backward(x, right, left, bias, hidden)
+        ctx.constants = (activation, block_major, backend)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] (the decorator's type)
+        ctx: Any, *y_grads: Tensor
+    ) -> tuple[Any, ...]:
+        x, right, left, bias, hidden = ctx.saved_tensors
+        activation, block_major, backend = ctx.constants
+        problem = Problem(x, right, left, bias, activation, block_major)
+        needs = Needs(*map(bool, ctx.needs_input_grad[:4]))
+        return *gradients(problem, hidden, y_grads[0], needs, backend), *(None,) * 4
