@@ -26,7 +26,7 @@ from ropewalk.blocks.monarch.conversion.dense import (
 from ropewalk.blocks.monarch.conversion.fitting import ByOutput, ByWeight, Fitted
 from ropewalk.blocks.monarch.conversion.matching import Found, Match, find
 from ropewalk.blocks.monarch.conversion.moments import ENOUGH, Moment
-from ropewalk.blocks.monarch.conversion.obstacles import Surroundings, obstacle
+from ropewalk.blocks.monarch.conversion.obstacles import Surroundings, check_model, obstacle
 from ropewalk.blocks.monarch.conversion.progress import shown
 from ropewalk.blocks.monarch.conversion.replacement import replace, take_over
 from ropewalk.blocks.monarch.conversion.report import LayerReport, MonarchReport
@@ -95,7 +95,7 @@ def monarchize(
         ValueError: a pattern that fits no layer, with the names there are; not exactly one goal, or
             one out of its range, or that no layer reaches; weights or inputs that are not finite;
             no batch, or one with a misspelt mask.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument of the wrong kind; a scripted model.
         RuntimeError: the model failed on a batch (or one of the above, if it raised such).
 
     Warns:
@@ -107,8 +107,7 @@ def monarchize(
         >>> report.compression >= 2
         True
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    check_model(model)
     if is_layer(model):
         raise ValueError(
             f"model: expected a model that has layers, got a layer, {type(model).__name__}, which "
@@ -242,7 +241,8 @@ def _skipped(found: Found, reason: str) -> LayerReport:
     elif found.parameter is None and None not in sizes:
         held = (sizes[0] or 0) * (sizes[1] or 0)
     else:
-        matrix = module._parameters.get(found.parameter or "weight")
+        # A scripted module's parameters are no dictionary.
+        matrix = dict(module._parameters.items()).get(found.parameter or "weight")
         held = 0 if matrix is None else matrix.numel()
     return LayerReport(
         name=found.name,

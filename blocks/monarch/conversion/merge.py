@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from ropewalk.blocks.monarch.conversion.dense import dense_layer
-from ropewalk.blocks.monarch.conversion.obstacles import Surroundings, attached, inside
+from ropewalk.blocks.monarch.conversion.obstacles import Surroundings, attached, check_model, inside
 from ropewalk.blocks.monarch.conversion.replacement import replace, take_over
 from ropewalk.blocks.monarch.conversion.report import LayerReport, MonarchReport
 from ropewalk.blocks.monarch.linear import MonarchLinear
@@ -27,10 +27,9 @@ def merge(model: nn.Module) -> MonarchReport:
 
     Raises:
         ValueError: the model is a layer itself, or a layer has no values (meta device).
-        TypeError: no module.
+        TypeError: no module, or a scripted one.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    check_model(model)
     if isinstance(model, MonarchLinear):
         raise ValueError(
             "model: expected a model that has layers, got a layer, MonarchLinear, which cannot be "

@@ -24,6 +24,21 @@ _STATE_HOOKS = (
 )
 
 
+def check_model(model: nn.Module) -> None:
+    """Refuses what is no module, or one whose layers cannot be replaced.
+
+    Raises:
+        TypeError: such a one.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(
+            f"model: expected a model in Python, got {type(model).__name__}, whose calls are "
+            "compiled already; convert before torch.jit.script or torch.jit.trace"
+        )
+
+
 class Surroundings:
     """What the rest of a model does with a layer: who is above it, and who shares its weight."""
 
@@ -63,6 +78,10 @@ def _memory(parameter: Tensor) -> object:
 def obstacle(found: Found, around: Surroundings) -> str | None:
     """Why this cannot be converted; None if it can."""
     module = found.module
+    for each in (*around.above(module), module):
+        if isinstance(each, torch.jit.ScriptModule):
+            part = "is" if each is module else "is inside"
+            return f"{part} a {type(each).__name__}; convert before torch.jit.script"
     if found.parameter is not None:
         what = f"a parameter of {type(module).__name__}"
         return f"{what}, which is no linear layer; only nn.Linear and Conv1D are converted"

@@ -217,6 +217,31 @@ def test_layers_inside_of_what_holds_their_parameters() -> None:
     assert "convert before wrapping" in row.skipped
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_scripted_modules() -> None:
+    for scripted in (torch.jit.script(nn.Sequential(linear())), torch.jit.script(linear())):
+        with pytest.raises(TypeError, match=r"convert before torch\.jit\.script"):
+            monarchize(scripted, match="*", nblocks=4, rank=1)
+        with pytest.raises(TypeError, match=r"convert before torch\.jit\.script"):
+            merge(scripted)
+    traced = torch.jit.trace(nn.Sequential(linear(), nn.ReLU()), torch.zeros(1, 16))
+    parts = [
+        linear(),
+        torch.jit.script(nn.Sequential(linear())),
+        torch.jit.script(linear()),
+        torch.jit.script(nn.Embedding(16, 16)),
+        traced,
+    ]
+    model = nn.Sequential(*parts)
+    report = monarchize(model, match="*", nblocks=4, rank=1)
+    assert [row.name for row in report.converted] == ["0"]
+    assert {row.name.split(".")[0] for row in report.skipped} == {"1", "2", "3", "4"}
+    assert all("before torch.jit.script" in (row.skipped or "") for row in report.skipped)
+    assert list(model)[1:] == parts[1:]
+    merge(model)
+    assert type(model[0]) is nn.Linear
+
+
 def test_a_sharded_weight(monkeypatch) -> None:
     from ropewalk.blocks.monarch.conversion import obstacles
 
