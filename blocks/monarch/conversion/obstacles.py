@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from ropewalk.blocks.heads.sharding import is_sharded
 from ropewalk.blocks.monarch.conversion.dense import is_transposed
 from ropewalk.blocks.monarch.conversion.matching import WRAPPED, Found
+from ropewalk.blocks.monarch.conversion.memory import SharedMemory
 from ropewalk.blocks.monarch.linear import MonarchLinear
 
 _STATE_HOOKS = (
@@ -45,7 +46,7 @@ class Surroundings:
     def __init__(self, model: nn.Module) -> None:
         self._names: dict[nn.Module, str] = {}
         self._above: dict[nn.Module, list[nn.Module]] = {}
-        self._holders: dict[object, list[nn.Module]] = {}
+        self._memory = SharedMemory()
         modules = dict(model.named_modules(remove_duplicate=False))
         for name, module in modules.items():
             self._names.setdefault(module, name)
@@ -55,24 +56,18 @@ class Surroundings:
         for module in self._names:
             for parameter in module._parameters.values():
                 if parameter is not None:
-                    self._holders.setdefault(_memory(parameter), []).append(module)
+                    self._memory.add(parameter, module)
 
     def above(self, module: nn.Module) -> list[nn.Module]:
         """The modules that a module is inside of, from the model down."""
         return self._above[module]
 
-    def others_with(self, weight: Tensor, module: nn.Module) -> list[str]:
-        """Names of the other modules that hold this weight."""
-        holders = self._holders.get(_memory(weight), [])
-        return [self._names[holder] for holder in holders if holder is not module]
-
-
-def _memory(parameter: Tensor) -> object:
-    """The same for parameters that are one, or lie in one place."""
-    plain = type(parameter) in (nn.Parameter, Tensor)
-    if not plain or nn.parameter.is_lazy(parameter) or parameter.is_meta or not parameter.numel():
-        return id(parameter)
-    return parameter.device, parameter.data_ptr(), parameter.numel()
+    def others_with(self, weight: Tensor, module: nn.Module) -> tuple[list[str], bool]:
+        """Names of the other modules that hold this weight or some of it; whether all hold all."""
+        holders = self._memory.holders(weight)
+        whole = all(holders.values())
+        names = {holder: self._names[holder] or "the model itself" for holder in holders}
+        return [name for holder, name in names.items() if holder is not module], whole
 
 
 def obstacle(found: Found, around: Surroundings) -> str | None:
@@ -163,9 +158,10 @@ def _weight(module: nn.Module, around: Surroundings) -> str | None:
         return "its weight is on the meta device, without values; load it first"
     if weight.ndim != 2 or not weight.numel():
         return f"its weight is {tuple(weight.shape)}, no matrix"
-    others = around.others_with(weight, module)
+    others, whole = around.others_with(weight, module)
     if others:
-        return f"its weight is also that of {', '.join(others)}"
+        part = "" if whole else " or a part of it"
+        return f"its weight{part} is also that of {', '.join(others)}"
     if weight._backward_hooks or getattr(weight, "_post_accumulate_grad_hooks", None):
         return "its weight has hooks, which would be lost"
     return None

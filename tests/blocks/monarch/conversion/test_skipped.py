@@ -176,6 +176,33 @@ def test_weights_that_two_modules_hold() -> None:
     ]
 
 
+def test_weights_that_overlap_in_memory() -> None:
+    table = torch.randn(112, 16)
+    model = nn.Sequential(*(linear(bias=False) for _ in range(6)))
+    for layer, first in zip(model, (0, 8, 64, 80, 24, 16), strict=True):
+        layer.weight = nn.Parameter(table[first : first + 16])
+    report = monarchize(model, match="*", nblocks=4, rank=1)
+    # 64 and 80 touch; 0 and 8, 8 and 16, 16 and 24 have rows in common.
+    assert [row.skipped for row in report.layers] == [
+        "its weight or a part of it is also that of 1",
+        "its weight or a part of it is also that of 0, 5",
+        None,
+        None,
+        "its weight or a part of it is also that of 5",
+        "its weight or a part of it is also that of 1, 4",
+    ]
+
+
+def test_a_weight_that_the_model_itself_holds() -> None:
+    model = nn.Sequential(linear(), linear())
+    model.register_parameter("table", model[1].weight)
+    report = monarchize(model, match=["0", "1"], nblocks=4, rank=1)
+    assert [row.skipped for row in report.layers] == [
+        None,
+        "its weight is also that of the model itself",
+    ]
+
+
 def test_layers_inside_of_adapters() -> None:
     model = nn.ModuleDict({"peft": PeftLinear(), "ours": MonarchAdapter(linear(), nblocks=2)})
     report = monarchize(model, match="*", nblocks=4, rank=1)
