@@ -21,6 +21,7 @@ from ropewalk.blocks.monarch.conversion.dense import (
     dense_weight,
     features,
     is_layer,
+    is_transposed,
     remember_class,
 )
 from ropewalk.blocks.monarch.conversion.fitting import ByOutput, ByWeight, Fitted
@@ -190,6 +191,8 @@ def _row(found: Found, fitted: Fitted, moment: Moment | None) -> LayerReport:
     notes = []
     if len(found.names) > 1:
         notes.append(f"also {', '.join(found.names[1:])}")
+    if type(found.module) is not nn.Linear and not is_transposed(found.module):
+        notes.append(f"merges back as Linear, no longer {type(found.module).__name__}")
     if moment is not None and not moment.rows:
         notes.append("the calibration never came here: projected by weight alone")
     elif moment is not None and moment.few:

@@ -15,9 +15,9 @@ def merge(model: nn.Module) -> MonarchReport:
     """Replaces every `MonarchLinear` of a model by the dense layer that computes the same.
 
     In place. The dense weight is the product of the factors in float32, rounded once. Layers that
-    `monarchize` found as transformers' `Conv1D` become that again; all others `nn.Linear`. All
-    weights are computed before the first layer is replaced. What was lost in projecting does not
-    come back.
+    `monarchize` found as transformers' `Conv1D` become that again; all others `nn.Linear`, also
+    those that were of a subclass. All weights are computed before the first layer is replaced. What
+    was lost in projecting does not come back.
 
     Args:
         model: any module. It is changed; one without Monarch layers is not.

@@ -120,3 +120,14 @@ def test_merging_is_said_to_take_more(make_model) -> None:
     lines = str(report).splitlines()
     assert " more " in lines[0]
     assert all("7.50×" in line for line in lines[2:-1])
+
+
+def test_a_subclass_is_said_to_merge_back_as_a_linear_layer() -> None:
+    class Projection(nn.Linear):
+        """A name of its own, and nothing else."""
+
+    model = nn.Sequential(Projection(16, 16), nn.Linear(16, 16))
+    rows = monarchize(model, match="*", nblocks=2, rank=1).layers
+    assert [row.note for row in rows] == ["merges back as Linear, no longer Projection", None]
+    merge(model)
+    assert type(model[0]) is nn.Linear
