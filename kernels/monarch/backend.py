@@ -4,7 +4,8 @@ reference   batched products over views, through the caches by chunks of tokens 
 triton      kernels that fold the permutation into a store (triton/)
 dense       the merged matrix, then one product; ordinary torch, never an operator (dense.py)
 auto        dense from the number of rows on that `merged_from` (break_even.py) gives, else triton
-            where it can run on a CUDA device, else reference
+            where it can run on a CUDA device, else reference, for which few rows are batched
+            products in ordinary torch
 """
 
 from types import ModuleType

@@ -20,6 +20,8 @@ PASSING = {torch.float32: 32, torch.float64: 16, torch.bfloat16: 220, torch.floa
 """c of a CPU: matrix units make multiplications of half precision cheap, and memory no faster."""
 MAKING = {torch.float32: 48, torch.float64: 24, torch.bfloat16: 150, torch.float16: 150}
 """m of a CPU: writing the matrix."""
+AT_ONCE = 2**20
+"""Bytes of all rows up to which a CPU needs no chunks: they fit its cache."""
 
 
 def merged_from(right: Tensor, left: Tensor) -> int | None:
@@ -39,3 +41,13 @@ def merged_from(right: Tensor, left: Tensor) -> int | None:
     if saved <= 0:
         return None
     return math.ceil(inputs * outputs * (rank + making) / saved)
+
+
+def fits_at_once(rows: int, right: Tensor, left: Tensor) -> bool:
+    """Whether a CPU is fastest with plain products: for few rows, where a copy of them is cheap.
+
+    At rank 1 that copy is of single numbers, and the reference, which makes none, is faster.
+    """
+    (k, hidden, p), (blocks, s, _) = right.shape, left.shape
+    widest = max(k * p, k * hidden, blocks * s) * right.dtype.itemsize
+    return right.device.type == "cpu" and hidden > blocks and rows * widest <= AT_ONCE

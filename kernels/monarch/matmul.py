@@ -11,7 +11,7 @@ from ropewalk.kernels.backends import check_backend
 from ropewalk.kernels.monarch import validation
 from ropewalk.kernels.monarch.activation import Activation
 from ropewalk.kernels.monarch.backend import BACKENDS, Backend
-from ropewalk.kernels.monarch.break_even import merged_from
+from ropewalk.kernels.monarch.break_even import fits_at_once, merged_from
 from ropewalk.kernels.monarch.dense import batched_product, dense_product
 from ropewalk.kernels.monarch.eager import eager_product, is_plain
 from ropewalk.kernels.monarch.op import monarch_op
@@ -123,6 +123,8 @@ def _in_ordinary_torch(
         least = merged_from(right, left)
         if least is not None and rows.shape[0] >= least:
             return dense_product
+        if fits_at_once(rows.shape[0], right, left):
+            return batched_product
     return batched_product if rows.is_complex() else None
 
 

@@ -54,9 +54,17 @@ def test_the_break_even_is_where_it_says(monkeypatch):
     rows = merged_from(right, left)
     assert rows is not None
     assert rows > 1
-    assert way(monkeypatch, rows - 1, right, left) == ["eager_product"]
+    assert way(monkeypatch, rows - 1, right, left) == ["batched_product"]
     monkeypatch.undo()
     assert way(monkeypatch, rows, right, left) == ["dense_product"]
+
+
+def test_few_rows_are_plain_products(monkeypatch):
+    assert way(monkeypatch, 1, *factors(256, 8, 2)) == ["batched_product"]
+    monkeypatch.undo()
+    assert way(monkeypatch, 2000, *factors(256, 8, 2)) == ["eager_product"]
+    monkeypatch.undo()
+    assert way(monkeypatch, 1, *factors(256, 16, 1)) == ["eager_product"]
 
 
 @pytest.mark.parametrize("backend", ["reference", "dense"])
