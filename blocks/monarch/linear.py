@@ -55,7 +55,7 @@ class MonarchLinear(nn.Module):
 
     Args:
         in_features: of a row. Where blocks do not divide it, rows are filled up with zeros.
-        out_features: of the result; what is over is never computed into it.
+        out_features: of the result. Features over the edge of the last block are left out.
         nblocks: (input blocks k, output blocks l), or a number for both.
         rank: of a slice; None makes the hidden layer as wide as the smaller side; see
             `MonarchShape.of`.
