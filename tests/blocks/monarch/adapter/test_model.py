@@ -85,7 +85,7 @@ def test_adding_changes_nothing_and_removing_everything_back():
         ("*", [*UP_DOWN, "head"]),
         (lambda name, module: getattr(module, "out_features", 0) == 16, UP_DOWN[1::2]),
     ],
-    ids=str,
+    ids=["pattern", "patterns", "everything", "function"],
 )
 def test_matching(match, layers):
     model = Model()
