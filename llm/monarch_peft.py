@@ -110,7 +110,7 @@ def _blocks_in(path: Path) -> tuple[int, int]:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 the file is no mapping
     found: set[tuple[int, int]] = set()
     for key, shape in shapes.items():
         left = shapes.get(key.replace(".lora_A.", ".lora_B."))

@@ -19,8 +19,7 @@ from einops import rearrange
 from jaxtyping import Inexact
 from torch import Tensor
 
-from ropewalk.kernels.monarch import check_factors
-from ropewalk.kernels.monarch.validation import COMPLEX, REAL
+from ropewalk.kernels.monarch.validation import check_alike, check_factors
 
 # torch documents this name, but its module has no list of what it exports.
 _LinAlgError = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
@@ -146,20 +145,7 @@ def _exact(dtype: torch.dtype) -> torch.dtype:
 
 
 def _check(right: Tensor, left: Tensor, y: Tensor | None = None) -> None:
-    given = {"right": right, "left": left} | ({} if y is None else {"y": y})
-    for name, tensor in given.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
-        if tensor.dtype not in REAL + COMPLEX:
-            raise ValueError(
-                f"{name}: expected a floating-point or complex dtype, got {tensor.dtype}; use "
-                ".float()"
-            )
-        if tensor.dtype != right.dtype or tensor.device != right.device:
-            raise ValueError(
-                f"{name}: expected {right.dtype} on {right.device} as right is, got "
-                f"{tensor.dtype} on {tensor.device}; use .to(right)"
-            )
+    check_alike(right=right, left=left, **({} if y is None else {"y": y}))
     check_factors(right, left)
 
 

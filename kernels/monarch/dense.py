@@ -1,4 +1,4 @@
-"""The product of the factors as one matrix, and the product with it; ordinary torch.
+"""The factors as one matrix, and products in ordinary torch: with it, and with the factors.
 
 W[(l s), (k p)] = Σ_r L[l, s, (k r)] R[k, (l r), p]
 """
@@ -59,7 +59,10 @@ def batched_product(
     activation: str | None,
     block_major: bool,
 ) -> Tensor:
-    """(tokens, k·p) by the factors in ordinary torch, for complex numbers."""
+    """(tokens, k·p) by the factors in ordinary torch, which everything of torch sees through.
+
+    For complex numbers, `torch.func`, and few rows on a CPU.
+    """
     (k, rows, p), (blocks, size, _) = right.shape, left.shape
     rank = rows // blocks
     hidden = x.unflatten(-1, (k, p)).transpose(0, 1) @ right.mT

@@ -11,22 +11,7 @@ COMPLEX = (torch.complex64, torch.complex128)
 
 def check_tensors(x: Tensor, right: Tensor, left: Tensor, bias: Tensor | None) -> None:
     """Kinds, dtypes, devices, ranks and sizes."""
-    given = {"x": x, "right": right, "left": left}
-    if bias is not None:
-        given["bias"] = bias
-    for name, tensor in given.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
-        if tensor.dtype not in REAL + COMPLEX:
-            raise ValueError(
-                f"{name}: expected a floating-point or complex dtype, got {tensor.dtype}; use "
-                ".float()"
-            )
-        if tensor.dtype != x.dtype or tensor.device != x.device:
-            raise ValueError(
-                f"{name}: expected {x.dtype} on {x.device} as x is, got {tensor.dtype} on "
-                f"{tensor.device}; use .to(x)"
-            )
+    check_alike(x=x, right=right, left=left, **({} if bias is None else {"bias": bias}))
     check_factors(right, left)
     features = right.shape[0] * right.shape[2]
     if x.ndim < 1 or x.shape[-1] != features:
@@ -41,6 +26,24 @@ def check_tensors(x: Tensor, right: Tensor, left: Tensor, bias: Tensor | None) -
             f"bias: expected ({outputs},), which is blocks × features of left "
             f"{tuple(left.shape)}, got {tuple(bias.shape)}"
         )
+
+
+def check_alike(**given: Tensor) -> None:
+    """Tensors to calculate with, all in the dtype and on the device of the first."""
+    first, like = next(iter(given.items()))
+    for name, tensor in given.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+        if tensor.dtype not in REAL + COMPLEX:
+            raise ValueError(
+                f"{name}: expected a floating-point or complex dtype, got {tensor.dtype}; use "
+                ".float()"
+            )
+        if tensor.dtype != like.dtype or tensor.device != like.device:
+            raise ValueError(
+                f"{name}: expected {like.dtype} on {like.device} as {first} is, got "
+                f"{tensor.dtype} on {tensor.device}; use .to({first})"
+            )
 
 
 def check_factors(right: Tensor, left: Tensor) -> None:

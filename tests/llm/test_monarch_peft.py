@@ -4,16 +4,15 @@ import copy
 import sys
 import types
 
+import peft
 import pytest
 import torch
 import transformers
 from torch import nn
 
-peft = pytest.importorskip("peft")
-
-from ropewalk.blocks.monarch import monarch_to_dense  # noqa: E402
-from ropewalk.llm.monarch_peft import monarch_config, register_monarch  # noqa: E402
-from ropewalk.llm.monarch_peft_layer import MonarchLoraLinear  # noqa: E402
+from ropewalk.blocks.monarch import monarch_to_dense
+from ropewalk.llm.monarch_peft import monarch_config, register_monarch
+from ropewalk.llm.monarch_peft_layer import MonarchLoraLinear
 
 # peft asks transformers by a name that is to go.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")

@@ -16,6 +16,7 @@ from ropewalk.kernels.context_merge.triton.merge import merge_kernel
 from ropewalk.kernels.context_merge.triton.normalise import normalise_kernel
 from ropewalk.kernels.context_merge.triton.statistics import statistics_kernel
 from ropewalk.kernels.context_merge.triton.threshold import threshold_kernel
+from ropewalk.kernels.launching import run
 from ropewalk.kernels.sizes import ceil_divide, power_of_two
 
 UNUSED_BITS = {torch.float32: 0, torch.float16: 13, torch.bfloat16: 16}
@@ -53,9 +54,9 @@ def merge(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
     }
     log_prior = None if p.log_prior is None else p.log_prior.contiguous()
     previous = None if p.previous is None else p.previous.contiguous()
-    _run(
+    run(
         merge_kernel,
-        p.questions * tiles,
+        (p.questions * tiles,),
         p.logits,
         **_logits(p),
         **written,
@@ -75,9 +76,9 @@ def merge(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
         WITHOUT=p.beta != 0.0,
         num_warps=how.merge_warps,
     )
-    _run(
+    run(
         normalise_kernel,
-        p.questions * tiles,
+        (p.questions * tiles,),
         p.logits,
         **written,
         vocabulary=p.vocabulary,
@@ -107,17 +108,17 @@ def _row_statistics(p: Problem, how: Configuration) -> tuple[Tensor, Tensor]:
         "WHOLE": whole,
         "SAME_STEP": p.logits.stride(2) == p.unconditional.stride(1),
     }
-    _run(
+    run(
         statistics_kernel,
-        count * splits,
+        (count * splits,),
         p.logits,
         **common,
         BLOCKS=how.blocks,
         num_warps=how.statistics_warps,
     )
-    _run(
+    run(
         threshold_kernel,
-        count,
+        (count,),
         p.logits,
         **common,
         listed=p.logits.new_empty(maxima.shape, dtype=torch.int32),
@@ -169,9 +170,3 @@ def _logits(p: Problem) -> dict[str, Any]:
 
 def _float32(p: Problem, *shape: int) -> Tensor:
     return p.logits.new_empty(shape, dtype=torch.float32)
-
-
-def _run(kernel: Any, programs: int, near: Tensor, **arguments: Any) -> None:
-    """Launches a kernel on the device of `near`."""
-    with torch.cuda.device_of(near):
-        kernel[(programs,)](**arguments)

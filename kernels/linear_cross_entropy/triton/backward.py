@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ropewalk.kernels.launching import run
 from ropewalk.kernels.linear_cross_entropy.chunks import spans
 from ropewalk.kernels.linear_cross_entropy.filter import FILTER_COLUMNS, FILTER_TOKENS
 from ropewalk.kernels.linear_cross_entropy.problem import Needs, Problem, Upstream
 from ropewalk.kernels.linear_cross_entropy.triton.gradient import gradient_kernel
-from ropewalk.kernels.linear_cross_entropy.triton.layout import matrix, run
+from ropewalk.kernels.linear_cross_entropy.triton.layout import matrix
 from ropewalk.kernels.linear_cross_entropy.triton.live import live_lists
 from ropewalk.kernels.linear_cross_entropy.triton.logits import (
     logits_arguments,

@@ -15,10 +15,10 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from ropewalk.kernels.chips import Chip, chip, most_registers
 from ropewalk.kernels.interpreter import interpreted
 from ropewalk.kernels.sizes import power_of_two
 
-Chip = Literal["sm_90", "sm_80", "small"]
 Kernel = Literal["statistics", "gradient", "product"]
 
 
@@ -45,9 +45,12 @@ class Configuration(NamedTuple):
         return min(4, max(1, self.rows * self.columns // (32 * 32 * self.warps)))
 
     def launch(self) -> dict[str, int]:
-        """Options of a launch. Left alone, the assembler spills a little to fit more programs."""
-        most = min(255, 65536 // (32 * self.warps))
-        return {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": most}
+        """Options of a launch."""
+        return {
+            "num_warps": self.warps,
+            "num_stages": self.stages,
+            "maxnreg": most_registers(self.warps),
+        }
 
 
 INTERPRETED = Configuration(16, 64, 32, 4, 1)
@@ -96,14 +99,6 @@ SINGLE: dict[Chip, dict[Kernel, Configuration]] = {
 
 FEW = 64
 """Tokens up to which a tile has only as many rows as there are tokens, at least 16."""
-
-
-def chip(device: torch.device) -> Chip:
-    """Which column of the table a device takes."""
-    major, minor = torch.cuda.get_device_capability(device)
-    if major in (9, 10):
-        return "sm_90"
-    return "sm_80" if (major, minor) == (8, 0) else "small"
 
 
 def configuration(

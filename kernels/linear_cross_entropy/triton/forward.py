@@ -7,6 +7,7 @@ float32 number for each token and tile of columns, or two where tiles are to be 
 import torch
 from torch import Tensor
 
+from ropewalk.kernels.launching import run
 from ropewalk.kernels.linear_cross_entropy.chunks import spans
 from ropewalk.kernels.linear_cross_entropy.filter import (
     FILTER_COLUMNS,
@@ -16,7 +17,7 @@ from ropewalk.kernels.linear_cross_entropy.filter import (
 )
 from ropewalk.kernels.linear_cross_entropy.problem import Problem, Statistics
 from ropewalk.kernels.linear_cross_entropy.triton.configurations import Configuration
-from ropewalk.kernels.linear_cross_entropy.triton.layout import Matrix, matrix, run
+from ropewalk.kernels.linear_cross_entropy.triton.layout import Matrix, matrix
 from ropewalk.kernels.linear_cross_entropy.triton.logits import (
     logits_arguments,
     logits_configuration,

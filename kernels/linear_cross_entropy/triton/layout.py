@@ -1,12 +1,11 @@
 """Matrices as the kernels read them, and what every launch that computes logits is told."""
 
 from math import gcd
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from ropewalk.kernels.interpreter import interpreted
+from ropewalk.kernels.chips import too_old
 
 WIDEST = 2**22
 """Elements between two rows beyond which an offset within a tile may leave 32 bits."""
@@ -51,27 +50,4 @@ def matrix(x: Tensor) -> Matrix:
 
 def unsupported(hidden: Tensor) -> str | None:
     """Why the kernels cannot run where these hidden states are, or None."""
-    if hidden.is_cuda and torch.cuda.get_device_capability(hidden.device) < (8, 0):
-        return "its kernels are proven for compute capability 8.0 and later"
-    return None
-
-
-def precision(dtype: torch.dtype) -> str:
-    """How tensor cores multiply float32: to its full accuracy unless torch is told otherwise."""
-    if dtype != torch.float32:
-        return "tf32"
-    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-
-
-def arithmetic(dtype: torch.dtype) -> dict[str, Any]:
-    """Compile-time arguments of every product."""
-    return {
-        "UPCAST": interpreted() and dtype != torch.float32,
-        "PRECISION": precision(dtype),
-    }
-
-
-def run(kernel: Any, grid: tuple[int, ...], near: Tensor, **arguments: Any) -> None:
-    """Launches a kernel on the device of `near`."""
-    with torch.cuda.device_of(near):
-        kernel[grid](**arguments)
+    return too_old(hidden)

@@ -5,13 +5,14 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from ropewalk.kernels.launching import arithmetic
 from ropewalk.kernels.linear_cross_entropy.problem import Problem
 from ropewalk.kernels.linear_cross_entropy.triton.configurations import (
     GROUP,
     Configuration,
     configuration,
 )
-from ropewalk.kernels.linear_cross_entropy.triton.layout import Matrix, arithmetic
+from ropewalk.kernels.linear_cross_entropy.triton.layout import Matrix
 from ropewalk.kernels.sizes import ceil_divide
 
 

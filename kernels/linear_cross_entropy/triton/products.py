@@ -10,8 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ropewalk.kernels.launching import arithmetic, run
 from ropewalk.kernels.linear_cross_entropy.triton.configurations import configuration
-from ropewalk.kernels.linear_cross_entropy.triton.layout import Matrix, arithmetic, matrix, run
+from ropewalk.kernels.linear_cross_entropy.triton.layout import Matrix, matrix
 from ropewalk.kernels.linear_cross_entropy.triton.product import live_product_kernel
 from ropewalk.kernels.sizes import ceil_divide
 

@@ -15,10 +15,10 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from ropewalk.kernels.chips import Chip, chip, most_registers
 from ropewalk.kernels.interpreter import interpreted
 from ropewalk.kernels.sizes import ceil_divide, power_of_two
 
-Chip = Literal["sm_90", "sm_80", "small"]
 Kernel = Literal["product", "gradient", "outer", "fused"]
 
 LEAST = 16
@@ -53,9 +53,12 @@ class Configuration(NamedTuple):
     stages: int
 
     def launch(self) -> dict[str, int]:
-        """Options of a launch. Left alone, the assembler spills a little to fit more programs."""
-        most = min(255, 65536 // (32 * self.warps))
-        return {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": most}
+        """Options of a launch."""
+        return {
+            "num_warps": self.warps,
+            "num_stages": self.stages,
+            "maxnreg": most_registers(self.warps),
+        }
 
 
 INTERPRETED = Configuration(16, 16, 16, 4, 1)
@@ -116,14 +119,6 @@ WAVES = 2
 """Programs of the outer product for each processor, as far as there are tokens."""
 PART_STEPS = 8
 """Steps that a part of the tokens has at least."""
-
-
-def chip(device: torch.device) -> Chip:
-    """Which column of the table a device takes."""
-    major, minor = torch.cuda.get_device_capability(device)
-    if major in (9, 10):
-        return "sm_90"
-    return "sm_80" if (major, minor) == (8, 0) else "small"
 
 
 def configuration(

@@ -4,11 +4,12 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from ropewalk.kernels.launching import arithmetic, run
 from ropewalk.kernels.monarch.problem import Problem
 from ropewalk.kernels.monarch.triton.configurations import Configuration, Sizes, configuration
 from ropewalk.kernels.monarch.triton.form import Form, choose, group_of
 from ropewalk.kernels.monarch.triton.fused import fused_kernel
-from ropewalk.kernels.monarch.triton.layout import arithmetic, awkward, hidden_blocks, readable, run
+from ropewalk.kernels.monarch.triton.layout import awkward, hidden_blocks, readable
 from ropewalk.kernels.monarch.triton.products import product
 from ropewalk.kernels.sizes import ceil_divide, power_of_two
 
@@ -81,7 +82,7 @@ def _fused(p: Problem, y: Tensor, how: Configuration) -> None:
     programs = ceil_divide(p.tokens, how.rows) * ceil_divide(p.output_blocks, group)
     run(
         fused_kernel,
-        programs * ceil_divide(group * p.output_size, columns),
+        (programs * ceil_divide(group * p.output_size, columns),),
         x,
         x=x,
         right=right,

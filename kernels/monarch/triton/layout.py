@@ -12,12 +12,10 @@ write single elements. Rows are whole vectors only where there are multiples of 
 the tokens come first, [t, l, k, r], and a load for one l still reads k·r neighbours.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from ropewalk.kernels.interpreter import interpreted
+from ropewalk.kernels.chips import too_old
 from ropewalk.kernels.monarch.problem import Problem
 
 WIDEST = 2**23
@@ -31,9 +29,7 @@ def unsupported(x: Tensor) -> str | None:
     """Why the kernels cannot run on tensors like this one, or None."""
     if x.dtype not in DTYPES:
         return f"its kernels take float16, bfloat16 and float32, got {x.dtype}"
-    if x.is_cuda and torch.cuda.get_device_capability(x.device) < (8, 0):
-        return "its kernels are proven for compute capability 8.0 and later"
-    return None
+    return too_old(x)
 
 
 def tokens_last(tokens: int) -> bool:
@@ -77,24 +73,3 @@ def awkward(x: Tensor, rows: int) -> bool:
     neighbours = rows if x.stride(rows) == 1 and x.shape[rows] > 1 else 2
     others = [x.stride(dim) for dim in range(3) if dim != neighbours and x.shape[dim] > 1]
     return any(number % VECTOR for number in (x.shape[neighbours], *others))
-
-
-def precision(dtype: torch.dtype) -> str:
-    """How tensor cores multiply float32: to its full accuracy unless torch is told otherwise."""
-    if dtype != torch.float32:
-        return "tf32"
-    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-
-
-def arithmetic(dtype: torch.dtype) -> dict[str, Any]:
-    """Compile-time arguments of every product."""
-    return {
-        "UPCAST": interpreted() and dtype != torch.float32,
-        "PRECISION": precision(dtype),
-    }
-
-
-def run(kernel: Any, programs: int, near: Tensor, **arguments: Any) -> None:
-    """Launches a kernel on the device of `near`."""
-    with torch.cuda.device_of(near):
-        kernel[(programs,)](**arguments)

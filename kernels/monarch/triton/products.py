@@ -5,8 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ropewalk.kernels.launching import arithmetic, run
 from ropewalk.kernels.monarch.triton.configurations import Sizes, configuration, token_parts
-from ropewalk.kernels.monarch.triton.layout import arithmetic, awkward, readable, run
+from ropewalk.kernels.monarch.triton.layout import awkward, readable
 from ropewalk.kernels.monarch.triton.outer import outer_kernel
 from ropewalk.kernels.monarch.triton.product import product_kernel
 from ropewalk.kernels.sizes import ceil_divide
@@ -65,7 +66,7 @@ def product(
             parts = x.new_empty((row_tiles, blocks * columns), dtype=torch.float32)
     run(
         product_kernel,
-        row_tiles * blocks * ceil_divide(columns, how.columns),
+        (row_tiles * blocks * ceil_divide(columns, how.columns),),
         x,
         x=x,
         factor=factor,
@@ -132,7 +133,7 @@ def outer_product(left: Tensor, right: Tensor) -> Tensor:
     out = left.new_empty((parts, *shape), dtype=dtype)
     run(
         outer_kernel,
-        parts * programs,
+        (parts * programs,),
         left,
         left=left,
         right=right,

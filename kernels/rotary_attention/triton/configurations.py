@@ -19,12 +19,10 @@ branches, and need registers for them; all others are light.
 
 from typing import Literal, NamedTuple
 
-import torch
-
+from ropewalk.kernels.chips import Chip
 from ropewalk.kernels.sizes import power_of_two
 
 Kernel = Literal["forward", "query", "key"]
-Chip = Literal["sm_90", "sm_80", "small"]
 
 
 class Configuration(NamedTuple):
@@ -196,14 +194,6 @@ AWKWARD: dict[int, dict[Kernel, dict[int, Configuration]]] = {
     },
 }
 """Awkward heads, by bytes of an element, of every chip and light or heavy alike."""
-
-
-def chip(device: torch.device) -> Chip:
-    """Which column of the table a device takes."""
-    major, minor = torch.cuda.get_device_capability(device)
-    if major in (9, 10):
-        return "sm_90"
-    return "sm_80" if (major, minor) == (8, 0) else "small"
 
 
 def awkward(head_dim: int, value_dim: int, itemsize: int) -> bool:

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ropewalk.kernels.chips import chip
 from ropewalk.kernels.interpreter import interpreted
 from ropewalk.kernels.rotary_attention.problem import Problem
 from ropewalk.kernels.rotary_attention.triton.configurations import (
     Chip,
-    chip,
 )
 from ropewalk.kernels.rotary_attention.triton.decode_kernels import decode_kernel, merge_kernel
 from ropewalk.kernels.rotary_attention.triton.geometry import contiguous_rows, geometry

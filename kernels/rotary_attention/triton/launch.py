@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ropewalk.kernels.chips import chip, most_registers, too_old
 from ropewalk.kernels.interpreter import interpreted
 from ropewalk.kernels.rotary_attention.problem import Problem
 from ropewalk.kernels.rotary_attention.triton.backward import delta_kernel
@@ -12,7 +13,6 @@ from ropewalk.kernels.rotary_attention.triton.configurations import (
     INTERPRETED,
     Configuration,
     Kernel,
-    chip,
     configuration,
 )
 from ropewalk.kernels.rotary_attention.triton.decode import decode, suits
@@ -49,8 +49,9 @@ def unsupported(problem: Problem) -> str | None:
     widest = max(p.query.shape[-1], p.value.shape[-1])
     if widest > LARGEST_HEAD:
         return f"its kernels take heads of at most {LARGEST_HEAD} dimensions, got {widest}"
-    if p.query.is_cuda and torch.cuda.get_device_capability(p.query.device) < (8, 0):
-        return "its kernels are proven for compute capability 8.0 and later"
+    old = too_old(p.query)
+    if old is not None:
+        return old
     if p.query.shape[0] * p.query.shape[1] > MOST_HEADS:
         return (
             f"its kernels take at most {MOST_HEADS} heads of all rows of the batch together, "
@@ -88,11 +89,6 @@ def _grid_of_queries(
         tiles = packed_tiles(p.cu_seqlens_query, p.query.shape[2], how.rows)
         blocks = len(tiles)
     return (blocks, p.query.shape[0] * p.query.shape[1]), _told(p, how, tiles)
-
-
-def most_registers(warps: int) -> int:
-    """Registers that a thread can have in a program of so many warps."""
-    return min(255, 65536 // (32 * warps))
 
 
 def _told(problem: Problem, how: Configuration, tiles: Tensor | None) -> dict[str, Any]:

@@ -246,15 +246,14 @@ def test_large_and_missing_numbers(activation, kernel_device):
 
 def test_more_than_32_bits_between_ranks(kernel_device):
     """Hidden values whose tokens come last lie as many elements apart as there are tokens."""
-    if kernel_device.type != "cpu":
-        pytest.skip("needs memory that is reserved and not used")
     apart, ranks = 2**23 - 16, 260  # 259 · apart is more than 2³¹
-    memory = torch.UntypedStorage(apart * ranks * 2)
-    hidden = torch.empty(0, dtype=torch.float16).set_(
+    # A storage and not torch.empty, which would touch its 4 GiB here.
+    memory = torch.UntypedStorage(apart * ranks * 2, device=kernel_device)
+    hidden = torch.tensor([], dtype=torch.float16, device=kernel_device).set_(
         memory, 0, (16, 1, 1, ranks), (1, apart * ranks, apart * ranks, apart)
     )
-    x = torch.randn(16, 1, 4).half()
-    right = torch.randn(1, ranks, 4).half()
+    x = torch.randn(16, 1, 4).half().to(kernel_device)
+    right = torch.randn(1, ranks, 4).half().to(kernel_device)
     product(x, right, hidden)
     expected = torch.einsum("tki,kri->tr", x.double(), right.double())
     torch.testing.assert_close(hidden[:, 0, 0].double(), expected, rtol=2e-3, atol=2e-3)
