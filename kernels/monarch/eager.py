@@ -1,9 +1,4 @@
-"""The product without the operator, for plain tensors outside of compilers.
-
-An operator costs some tens of microseconds each way, in which a small product is done. What it is
-for, a compiler that takes the product as a whole, fake tensors and tensor subclasses, is not there
-in plain eager mode; and modes that count operations see the products themselves.
-"""
+"""The product without the operator, for plain tensors outside of compilers (`kernels/plain.py`)."""
 
 from typing import Any
 
@@ -13,15 +8,6 @@ from torch.autograd.function import once_differentiable
 
 from ropewalk.kernels.monarch.op import gradients, product
 from ropewalk.kernels.monarch.problem import Needs, Problem
-
-PLAIN = (Tensor, torch.nn.Parameter)
-
-
-def is_plain(*tensors: Tensor | None) -> bool:
-    """Whether nobody looks on who needs the operator: no compiler, no fakes, no subclass."""
-    if torch.compiler.is_compiling():
-        return False
-    return all(x is None or (type(x) in PLAIN and not x.is_meta) for x in tensors)
 
 
 def eager_product(problem: Problem, keep_hidden: bool, backend: str) -> Tensor:

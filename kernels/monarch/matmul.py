@@ -13,9 +13,10 @@ from ropewalk.kernels.monarch.activation import Activation
 from ropewalk.kernels.monarch.backend import BACKENDS, Backend
 from ropewalk.kernels.monarch.break_even import fits_at_once, merged_from
 from ropewalk.kernels.monarch.dense import batched_product, dense_product
-from ropewalk.kernels.monarch.eager import eager_product, is_plain
+from ropewalk.kernels.monarch.eager import eager_product
 from ropewalk.kernels.monarch.op import monarch_op
 from ropewalk.kernels.monarch.problem import Problem
+from ropewalk.kernels.plain import is_plain
 
 
 def monarch_matmul(

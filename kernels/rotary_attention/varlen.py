@@ -15,18 +15,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
-from ropewalk.kernels.rotary_attention import validation
+from ropewalk.kernels import packing
 from ropewalk.kernels.rotary_attention.problem import Problem
 
 # Tokens times heads in a problem of several sequences: enough that calls cost next to nothing, and
 # little beside the caches of a processor.
 AT_ONCE = 2**16
-
-# Lengths on GPUs that were found right, with their version and number of tokens: the layers of a
-# model share one tensor, and reading it back makes a GPU wait.
-_checked = WeakIdKeyDictionary()
 
 
 class Selection(Protocol):
@@ -52,28 +47,12 @@ class Selection(Protocol):
 def check_lengths(problem: Problem) -> None:
     """Refuses cumulative lengths whose numbers are wrong; not while a CUDA graph is captured."""
     p = problem
-    if p.query.is_cuda and torch.cuda.is_current_stream_capturing():
-        return  # a graph cannot read numbers back
     for name, cu, x in (
         ("cu_seqlens_query", p.cu_seqlens_query, p.query),
         ("cu_seqlens_key", p.cu_seqlens_key, p.key),
     ):
-        if cu is None:
-            continue
-        known = (cu._version, x.shape[2]) if _worth_remembering(cu) else None
-        if known is None or _checked.get(cu) != known:
-            validation.check_packed_values(name, cu, x.shape[2])
-        if known is not None:
-            _checked[cu] = known
-
-
-def _worth_remembering(cu: Tensor) -> bool:
-    """Whether reading it again costs something, and its version tells when it has changed.
-
-    The version of an inference tensor does not count, and that of a tensor on a CPU does not count
-    writes through an array of NumPy's that shares its memory.
-    """
-    return cu.is_cuda and not cu.is_inference()
+        if cu is not None:
+            packing.check_numbers(name, cu, x.shape[2])
 
 
 def is_ragged(problem: Problem) -> bool:

@@ -7,7 +7,7 @@ packed.py    cumulative lengths
 """
 
 from ropewalk.kernels.rotary_attention.validation.options import check_options
-from ropewalk.kernels.rotary_attention.validation.packed import check_packed, check_packed_values
+from ropewalk.kernels.rotary_attention.validation.packed import check_packed
 from ropewalk.kernels.rotary_attention.validation.rules import (
     check_attention_factor,
     check_frequencies,
@@ -31,7 +31,6 @@ __all__ = [
     "check_mask",
     "check_options",
     "check_packed",
-    "check_packed_values",
     "check_positions",
     "check_rotary",
     "check_rule",

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ropewalk.blocks.rotary import DynamicNTK, LogN, ReRoPE, RotaryEmbedding
-from ropewalk.kernels.rotary_attention import rotary_attention, validation, varlen
+from ropewalk.kernels import packing
+from ropewalk.kernels.rotary_attention import rotary_attention, varlen
 
 ROTARY = RotaryEmbedding(8)
 CPU_BACKENDS = ("auto", "reference", "flash")
@@ -195,10 +196,8 @@ def test_random_lengths_in_float32(inputs, rule, data):
 def readings(monkeypatch):
     """Fills up with the lengths that are read."""
     read = []
-    check = validation.check_packed_values
-    monkeypatch.setattr(
-        validation, "check_packed_values", lambda *given: read.append(given) or check(*given)
-    )
+    check = packing.check_bounds
+    monkeypatch.setattr(packing, "check_bounds", lambda *given: read.append(given) or check(*given))
     return read
 
 
@@ -206,7 +205,7 @@ def test_lengths_are_read_once_for_all_layers(inputs, monkeypatch):
     """And again once they were changed in place, or come with another number of tokens."""
     read = readings(monkeypatch)
     # As if they were on a GPU.
-    monkeypatch.setattr(varlen, "_worth_remembering", lambda cu: not cu.is_inference())
+    monkeypatch.setattr(packing, "worth_remembering", lambda cu: not cu.is_inference())
     lengths = (5, 14)
     tensors, places = packed(inputs, lengths, lengths), starts(lengths)
 
@@ -244,7 +243,7 @@ class Places(NamedTuple):
 def test_only_lengths_on_a_gpu_are_remembered():
     for cuda, inference in product((False, True), repeat=2):
         wanted = cuda and not inference
-        assert varlen._worth_remembering(Places(cuda, inference)) == wanted
+        assert packing.worth_remembering(Places(cuda, inference)) == wanted
 
 
 def test_lengths_that_numpy_wrote_over_are_read_again(inputs):

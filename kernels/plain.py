@@ -1,0 +1,18 @@
+"""Whether an op may do its work without its operator.
+
+An operator costs some tens of microseconds each way, in which a small product is done. What it is
+for, a compiler that takes the op as a whole, fake tensors and tensor subclasses, is not there in
+plain eager mode; and modes that count operations see the operations themselves.
+"""
+
+import torch
+from torch import Tensor
+
+PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def is_plain(*tensors: Tensor | None) -> bool:
+    """Whether nobody looks on who needs the operator: no compiler, no fakes, no subclass."""
+    if torch.compiler.is_compiling():
+        return False
+    return all(x is None or (type(x) in PLAIN and not x.is_meta) for x in tensors)
