@@ -30,6 +30,19 @@ def cast_inputs(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(x if x.dtype == torch.float64 or x.is_complex() else x.to(dtype) for x in tensors)
 
 
+def widen_inputs(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Half-precision tensors in float32 where autocast is on for their device.
+
+    As torch does it for sums over long stretches (cumsum, softmax): recurrences are such.
+    """
+    if not all(isinstance(x, Tensor) for x in tensors):
+        return tensors  # the op's own checks have the words for it
+    kind = tensors[0].device.type
+    if kind not in AUTOCAST_DEVICES or not torch.is_autocast_enabled(kind):
+        return tensors
+    return tuple(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in tensors)
+
+
 def suspended(tensor: Tensor) -> AbstractContextManager[object]:
     """A context in which autocast is off for the device of `tensor`."""
     kind = tensor.device.type

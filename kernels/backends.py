@@ -2,11 +2,13 @@
 
     reference   the equation; any device and dtype
     triton      the kernels; CUDA devices, or Triton's interpreter
-    auto        triton where it can run on a CUDA device, else reference: the result is the same
+    numba       compiled loops on a CPU, of ops that are sequential (`kernels/<op>/numba/`)
+    auto        triton where it can run on a CUDA device, numba on a CPU where it is installed and
+                the op has it, else reference: the result is the same
 
 The choice is made where an operator runs and not while a compiler traces it, because it depends on
-what is installed. Triton is imported only once it was chosen. An op with more implementations than
-these makes its own choice of what is here.
+what is installed. Triton and numba are imported only once they were chosen. An op with more
+implementations than these makes its own choice of what is here.
 """
 
 import importlib
@@ -28,7 +30,9 @@ def check_backend(backend: str, names: tuple[str, ...] = get_args(Backend)) -> N
         raise ValueError(f"backend: expected one of {', '.join(names)}, got {backend!r}")
 
 
-def implementation(x: Tensor, backend: str, reference: ModuleType, triton: str) -> ModuleType:
+def implementation(
+    x: Tensor, backend: str, reference: ModuleType, triton: str, numba: str | None = None
+) -> ModuleType:
     """The module that does the work.
 
     Args:
@@ -37,21 +41,37 @@ def implementation(x: Tensor, backend: str, reference: ModuleType, triton: str) 
         reference: the equation.
         triton: the name of the kernels' package, which is imported if it is chosen. Its
             `unsupported(x)` says why it cannot run either, or None.
+        numba: the same of the compiled loops, if the op has them.
 
     Raises:
         ValueError: the backend that was asked for cannot do it; the message says why.
     """
-    if backend == "reference" or (backend == "auto" and x.device.type != "cuda"):
+    if backend == "reference":
         return reference
-    reason = triton_unavailable(x)
+    if backend == "auto":
+        compiled = {"cuda": triton, "cpu": numba}.get(x.device.type)
+    else:
+        compiled = {"triton": triton, "numba": numba}[backend]
+    if compiled is None:
+        return reference
+    reason = triton_unavailable(x) if compiled == triton else numba_unavailable(x)
     if reason is None:
-        kernels = importlib.import_module(triton)
+        kernels = importlib.import_module(compiled)
         reason = kernels.unsupported(x)
         if reason is None:
             return kernels
     if backend == "auto":
         return reference
-    raise ValueError(f"backend 'triton' cannot run: {reason}")
+    raise ValueError(f"backend {backend!r} cannot run: {reason}")
+
+
+def numba_unavailable(x: Tensor) -> str | None:
+    """Why numba cannot run on tensors like this one, or None. Never imports numba."""
+    if x.device.type != "cpu":
+        return f"expected tensors on a CPU, got {x.device}; use 'triton' or 'auto'"
+    if find_spec("numba") is None:
+        return "numba is not installed; install ropewalk[numba]"
+    return None
 
 
 def triton_unavailable(x: Tensor) -> str | None:
