@@ -3,7 +3,6 @@
 passes.py      forward and backward of a problem
 chunks.py      one batch of sequences of one length
 structures.py  a step, and two steps in one, for each kind of coefficients
-ragged.py      packed sequences as such batches
 adjoint.py     the backward: the same recurrence the other way
 """
 

@@ -48,8 +48,8 @@ def scan(structure: Structure, a: Tensor, b: Tensor, initial: Tensor, *, reverse
     if reverse:
         first, last = slice(time - whole, time), slice(0, time - whole)
     if whole:
-        views = (x[:, first].unflatten(1, (chunks, steps)) for x in (a, b, states))
-        initial = _in_chunks(structure, *views, initial, reverse=reverse)
+        cut = [x[:, first].unflatten(1, (chunks, steps)) for x in (a, b, states)]
+        initial = _in_chunks(structure, cut[0], cut[1], cut[2], initial, reverse=reverse)
     _step_by_step(structure, a[:, last], b[:, last], states[:, last], initial, reverse=reverse)
     return states
 

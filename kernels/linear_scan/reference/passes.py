@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from ropewalk.kernels import ragged
 from ropewalk.kernels.dtypes import wide
 from ropewalk.kernels.linear_scan.problem import Gradients, Needs, Problem
-from ropewalk.kernels.linear_scan.reference import ragged
 from ropewalk.kernels.linear_scan.reference.adjoint import adjoint
 from ropewalk.kernels.linear_scan.reference.chunks import scan
 
@@ -18,8 +18,8 @@ def forward(problem: Problem) -> Tensor:
         return scan(p.structure, a, b, initial, reverse=p.reverse).to(p.b.dtype)
     states = torch.empty_like(p.b, memory_format=torch.contiguous_format)
     for numbers, places in ragged.groups(p.cu_seqlens):
-        own = (ragged.take(x, places, at_end=p.reverse) for x in (a, b))
-        found = scan(p.structure, *own, initial[numbers], reverse=p.reverse)
+        own_a, own_b = (ragged.take(x, places, at_end=p.reverse) for x in (a, b))
+        found = scan(p.structure, own_a, own_b, initial[numbers], reverse=p.reverse)
         ragged.put(states, found, places, at_end=p.reverse)
     return states
 

@@ -1,0 +1,115 @@
+"""Newton's method inside windows of time; the last state of a window is carried into the next.
+
+With r_t = f(h_(t−1), x_t) − h_t at the guess h and J_t there, an iteration adds the solution of
+
+    δ_t = J_t δ_(t−1) + r_t,    δ_0 = 0
+
+so that steps that are exact stay as they are, to the bit. After k iterations the first k steps are
+exact, because step t depends on no guess then: as many iterations as a window has steps always end
+exact. A guess may be so far off that δ overflows although the sequence is stable (|J| > 1 along the
+guess, not along the solution). There the state becomes f(h_(t−1), x_t), which is bounded, and exact
+as soon as the step before it is.
+
+A window that is not given starts as all of time, and shrinks where that does not end soon: what is
+exact by then is kept.
+"""
+
+import torch
+from torch import Tensor
+
+from ropewalk.kernels.linear_scan.problem import Structure
+from ropewalk.kernels.linear_scan.reference.chunks import scan
+from ropewalk.kernels.newton_scan.cells import Cell
+from ropewalk.kernels.newton_scan.problem import Options
+
+PATIENCE = 12
+"""Iterations after which a window that nobody asked for is cut."""
+SMALLEST = 32
+"""Steps of the shortest window that nobody asked for."""
+
+
+def newton(
+    cell: Cell, x: Tensor, w: Tensor, initial: Tensor, options: Options
+) -> tuple[Tensor, Tensor, Tensor]:
+    """States, iterations and residuals, see `Scanned`.
+
+    Args:
+        cell: the formulas.
+        x: (batch, time, gates, channels).
+        w: (rows, channels).
+        initial: (batch, …), the states before.
+        options: window, tolerance and iterations.
+    """
+    batch, time, _, channels = x.shape
+    states = x.new_empty(batch, time, *initial.shape[1:])
+    iterations = torch.zeros(batch, channels, dtype=torch.int32, device=x.device)
+    residual = torch.zeros(batch, channels, dtype=x.dtype, device=x.device)
+    start, window = 0, options.window or time
+    while start < time:
+        part = slice(start, min(start + window, time))
+        steps = part.stop - start
+        patience = options.limit(steps)
+        adaptive = options.window is None and steps > SMALLEST and patience > PATIENCE
+        if adaptive:
+            patience = PATIENCE
+        taken, r = _iterate(cell, x[:, part], w, initial, states[:, part], options, patience)
+        used, done = int(taken.max()), steps
+        if adaptive and used == patience:
+            done = _exact(r, used, options.residual_limit(x.dtype))
+            window = max(SMALLEST, min(window // 2, 2 * done))
+        elif options.window is None and used <= PATIENCE // 2:
+            window *= 2
+        iterations = torch.maximum(iterations, taken)
+        residual = torch.maximum(residual, _by_chain(r[:, :done]))
+        start += done
+        initial = states[:, start - 1]
+    return states, iterations, residual.float()
+
+
+def _iterate(
+    cell: Cell,
+    x: Tensor,
+    w: Tensor,
+    initial: Tensor,
+    states: Tensor,
+    options: Options,
+    patience: int,
+) -> tuple[Tensor, Tensor]:
+    """Fills the states of a window.
+
+    Returns:
+        The iterations that each chain took, (batch, channels), and residuals of the shape of the
+        states: those that the last iteration met and corrected if they were within the tolerance,
+        else those that are left.
+    """
+    structure: Structure = "diagonal" if cell.parts == 1 else "block2"
+    tolerance = options.residual_limit(x.dtype)
+    states.copy_(initial.unsqueeze(1).expand_as(states))
+    none, r = torch.zeros_like(initial), states
+    taken = torch.zeros(x.shape[0], x.shape[-1], dtype=torch.int32, device=x.device)
+    running = torch.ones_like(taken)
+    for _ in range(patience):
+        previous = torch.cat([initial.unsqueeze(1), states[:, :-1]], dim=1)
+        new, jacobian = cell.linearise(x, previous, w)
+        r = new - states
+        change = scan(structure, jacobian, r, none, reverse=False)
+        states.copy_(torch.where(change.isfinite(), states + change, new))
+        taken += running
+        running *= ~(_by_chain(r) <= tolerance)  # NaN goes on
+        if not running.any():
+            return taken, r
+    previous = torch.cat([initial.unsqueeze(1), states[:, :-1]], dim=1)
+    return taken, cell.step(x, previous, w) - states
+
+
+def _by_chain(r: Tensor) -> Tensor:
+    """The greatest residual of each chain, (batch, channels)."""
+    size = r.abs().amax(dim=1)
+    return size if size.ndim == 2 else size.amax(dim=1)
+
+
+def _exact(r: Tensor, iterations: int, tolerance: float) -> int:
+    """Steps before the first that is not exact in some chain; at least one for each iteration."""
+    bad = ~(r.abs() <= tolerance).flatten(2).all(-1).all(0)
+    first = int(bad.int().argmax()) if bool(bad.any()) else r.shape[1]
+    return max(first, iterations)
