@@ -15,12 +15,14 @@ from typing import Any
 import numba
 
 OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract"}}
+PART: Any = OPTIONS | {"forceinline": True}
+"""Of what loops call: a loop with a call in it does not become vector instructions."""
 
 
 class Loop:
     """A compiled function of flat arrays and numbers, without the interpreter's lock."""
 
-    options = OPTIONS
+    options: dict[str, Any] = OPTIONS
 
     def __init__(self, function: Callable[..., None]) -> None:
         self.__doc__ = function.__doc__
@@ -46,4 +48,4 @@ class ReorderedLoop(Loop):
 
 def inlined(function: Callable[..., Any]) -> Any:
     """A part of a loop, compiled into whatever calls it."""
-    return numba.njit(**OPTIONS)(function)
+    return numba.njit(**PART)(function)

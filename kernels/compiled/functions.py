@@ -12,13 +12,12 @@ subnormal number, and does not go to 0. NaN stays NaN. float64 takes the C libra
 """
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 from numba import types
 from numba.extending import overload
 
-from ropewalk.kernels.compiled.compiler import OPTIONS, inlined
+from ropewalk.kernels.compiled.compiler import PART, inlined
 
 ONE = np.float32(1)
 TWO = np.float32(2)
@@ -92,11 +91,11 @@ def _tanh_float64(x):
     return math.tanh(x)
 
 
-@overload(sigmoid, jit_options=OPTIONS)
-def _choose_sigmoid(x: types.Type) -> Callable[..., float]:
+@overload(sigmoid, jit_options=PART)
+def _choose_sigmoid(x):
     return _sigmoid_float32 if x == types.float32 else _sigmoid_float64
 
 
-@overload(tanh, jit_options=OPTIONS)
-def _choose_tanh(x: types.Type) -> Callable[..., float]:
+@overload(tanh, jit_options=PART)
+def _choose_tanh(x):
     return _tanh_float32 if x == types.float32 else _tanh_float64
