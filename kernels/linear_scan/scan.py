@@ -76,6 +76,9 @@ def linear_scan(
     validation.check_options(reverse)
     check_backend(backend, BACKENDS)
     a = a.expand(*b.shape[:2], *a.shape[2:])
+    if b.is_complex():  # what is only marked as conjugated is read as it lies by compiled loops
+        a, b = a.resolve_conj(), b.resolve_conj()
+        initial = None if initial is None else initial.resolve_conj()
     cu = None if cu_seqlens is None else cu_seqlens.int()
     if torch._C._are_functorch_transforms_active():
         # An operator has no rule for them, and its tangent would be zero without a word.

@@ -35,6 +35,7 @@ def check_tensors(
                 f"{name}: expected a floating-point or complex dtype, got {tensor.dtype}; use "
                 ".float()"
             )
+    for name, tensor in given.items():
         if tensor.dtype != b.dtype or tensor.device != b.device:
             raise ValueError(
                 f"{name}: expected {b.dtype} on {b.device} as b is, got {tensor.dtype} on "

@@ -50,15 +50,19 @@ def compose(structure: Structure, later: Tensor, earlier: Tensor, out: Tensor) -
 
 
 def adjoint_of(structure: Structure, a: Tensor) -> Tensor:
-    """The conjugate transpose, a view."""
+    """The conjugate transpose.
+
+    Conjugates are made and not only marked (conj): inside a custom operator that a compiler calls,
+    torch reads what is marked as if it were not.
+    """
     if structure == "diagonal":
-        return a.conj()
-    return (a.transpose(-2, -1) if structure == "dense" else a.transpose(-3, -2)).conj()
+        return a.conj_physical()
+    return (a.transpose(-2, -1) if structure == "dense" else a.transpose(-3, -2)).conj_physical()
 
 
 def outer(structure: Structure, g: Tensor, x: Tensor) -> Tensor:
     """The gradient of the coefficients of a step, g xᴴ in their structure."""
-    x = x.conj()
+    x = x.conj_physical()
     if structure == "diagonal":
         return g * x
     if structure == "dense":
