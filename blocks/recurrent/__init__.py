@@ -1,6 +1,7 @@
 """Nonlinear recurrences, solved for all times at once, and linear ones.
 
 cells/            a step and its Jacobian: tanh, GRU, LSTM, and any function
+solvers/          solve and iterate: all states at once, by many methods
 linear/           LRU, SLRU and MinGRU: linear in the state, one scan
 ragged.py         sequences of different lengths
 attention_rnn.py  softmax attention as a recurrence, for study
@@ -22,21 +23,55 @@ from ropewalk.blocks.recurrent.cells import (
     check_cell,
 )
 from ropewalk.blocks.recurrent.linear import LRU, SLRU, LinearRecurrence, MinGRU
+from ropewalk.blocks.recurrent.solvers import (
+    Clip,
+    ConvergenceError,
+    Elk,
+    FirstOrder,
+    Fixed,
+    Jacobi,
+    Method,
+    Newton,
+    Picard,
+    Quasi,
+    RecurrenceWarning,
+    Scale,
+    Sequential,
+    SolveInfo,
+    iterate,
+    solve,
+)
 
 __all__ = [
     "AttentionState",
     "Cell",
+    "Clip",
+    "ConvergenceError",
     "DiagonalGRUCell",
     "DiagonalLSTMCell",
+    "Elk",
+    "FirstOrder",
+    "Fixed",
     "FunctionCell",
     "GRUCell",
+    "Jacobi",
     "LRU",
     "LSTMCell",
     "LinearRecurrence",
+    "Method",
     "MinGRU",
+    "Newton",
+    "Picard",
+    "Quasi",
+    "RecurrenceWarning",
     "SLRU",
+    "Scale",
+    "Sequential",
+    "SolveInfo",
     "TanhCell",
     "check_cell",
+    "iterate",
     "prefix_attention",
     "recurrent_attention",
+    "solve",
 ]

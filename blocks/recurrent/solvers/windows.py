@@ -1,0 +1,185 @@
+"""Iterating inside windows of time, each of which starts from the last state of the one before.
+
+After as many iterations as a window has steps it is exact, whatever the method, so that smaller
+windows bound the iterations, and keep a method from overflowing (MATH.md §5). A window that does
+not converge keeps the states that have, its *prefix*; what follows is tried again with half the
+window, and below `SMALLEST` steps one by one. That always ends.
+
+A guess may be non-finite on its way; such states are replaced by f of the guess before, so that
+they cannot spoil the next iteration. What is exact already is finite.
+"""
+
+import math
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from ropewalk.blocks.recurrent.solvers.info import Attempt, SolveInfo
+from ropewalk.blocks.recurrent.solvers.methods import Method
+from ropewalk.blocks.recurrent.solvers.sequential import sequential
+from ropewalk.blocks.recurrent.solvers.system import System, residuals
+
+SMALLEST = 8
+"""Windows below this are not tried: a step is then cheaper than an iteration."""
+
+ITERATIONS = 64
+"""That a window may take if nothing else is said; those that need more are better cut."""
+
+PATIENCE = 8
+"""Iterations in which the residual must fall, or the window is cut."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a user allows.
+
+    Attributes:
+        window: steps of a window; None starts with all of them.
+        tolerance: of the residual.
+        max_iterations: of a window; None is its steps, or at most ITERATIONS and only while the
+            residual falls if `window` is None.
+        retry: whether windows that do not converge are cut. Otherwise the first ends it all.
+    """
+
+    window: int | None
+    tolerance: float
+    max_iterations: int | None
+    retry: bool
+
+    def at_most(self, tolerance: float) -> "Limits":
+        """The same with a tolerance that is not above this."""
+        return replace(self, tolerance=min(self.tolerance, tolerance))
+
+    @property
+    def patient(self) -> bool:
+        """Whether a window may take all its iterations, whatever its residual does."""
+        return self.window is not None or self.max_iterations is not None
+
+    def iterations(self, steps: int) -> int:
+        """That a window of so many steps may take."""
+        if self.max_iterations is not None:
+            return min(steps, self.max_iterations)
+        return steps if self.patient else min(steps, ITERATIONS)
+
+
+@dataclass
+class Course:
+    """What happened on the way; see `SolveInfo`."""
+
+    iterations: int = 0
+    total_iterations: int = 0
+    windows: int = 0
+    failed: list[Attempt] = field(default_factory=list)
+    sequential_from: int | None = None
+
+    def info(self, method: str, residual: float, tolerance: float, backend: str) -> SolveInfo:
+        """All of it, with the residual of what is returned."""
+        return SolveInfo(
+            iterations=self.iterations,
+            residual=residual,
+            converged=residual <= tolerance,
+            method=method,
+            windows=self.windows,
+            tolerance=tolerance,
+            total_iterations=self.total_iterations,
+            failed=tuple(self.failed),
+            sequential_from=self.sequential_from,
+            backend=backend,
+        )
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    states: Tensor
+    iterations: int
+    residual: float
+    kept: int
+    """Steps from the first on whose residuals are within the tolerance."""
+
+
+def solve_in_windows(
+    system: System, method: Method, guess: Tensor | None, limits: Limits
+) -> tuple[Tensor, Course]:
+    """All states, and how they were found.
+
+    Args:
+        system: the equations.
+        method: any but `Sequential`.
+        guess: (batch, time, *state_shape), where iterations start; None is the state before the
+            window.
+        limits: where a window that does not converge may not be cut, its states are returned as
+            they are, and guesses after it.
+    """
+    time, course = system.layout.time, Course()
+    cu_seqlens = system.layout.cu_seqlens
+    bounds = None if cu_seqlens is None else cu_seqlens.tolist()
+    size = time if limits.window is None else min(limits.window, time)
+    pieces, start, carry = [], 0, system.initial
+    while start < time:
+        stop = min(start + size, time)
+        here = system.window(start, stop, carry, bounds)
+        begin = here.guess() if guess is None else guess[:, start:stop]
+        found = _iterate(here, method, begin, limits)
+        course.total_iterations += found.iterations
+        kept, whole = found.kept, found.kept == stop - start
+        if not whole:
+            course.failed.append(Attempt(start, stop, found.iterations, found.residual, found.kept))
+            size = (stop - start) // 2
+            if not limits.retry:
+                kept = stop - start
+        if kept:
+            course.iterations = max(course.iterations, found.iterations)
+            course.windows += 1
+            pieces.append(found.states[:, :kept])
+            carry, start = found.states[:, kept - 1], start + kept
+        if whole or start == time:
+            continue
+        if not limits.retry:
+            pieces.append((system.guess() if guess is None else guess)[:, stop:])
+            break
+        if size < SMALLEST:
+            course.sequential_from, course.windows = start, course.windows + 1
+            pieces.append(sequential(system.window(start, time, carry, bounds)))
+            break
+    return (torch.cat(pieces, 1) if pieces else system.guess()), course
+
+
+def _iterate(
+    system: System,
+    method: Method,
+    states: Tensor,
+    limits: Limits,
+) -> _Outcome:
+    """Improves the states of one window until they fit, or until it seems no use."""
+    prepared, limit = method.prepare(system), limits.iterations(states.shape[1])
+    best, best_at = math.inf, 0
+    iterations = 0
+    while True:
+        made = system.step(system.previous(states))
+        by_step = residuals(states, made)
+        residual = float(by_step.max())
+        if residual < best / 2:
+            best, best_at = residual, iterations
+        converged = residual <= limits.tolerance
+        if (
+            converged
+            or iterations >= limit
+            or not (limits.patient or iterations - best_at < PATIENCE)
+        ):
+            break
+        states = _finite(method.update(system, states, made, prepared), made)
+        iterations += 1
+    if not converged:
+        kept = int((by_step <= limits.tolerance).cumprod(0).sum())
+        return _Outcome(states, iterations, residual, kept)
+    if residual > 0 and iterations < limit:
+        # Within the tolerance of the equations is not yet within it of the solution: once more.
+        states = _finite(method.update(system, states, made, prepared), made)
+        iterations += 1
+    return _Outcome(states, iterations, residual, states.shape[1])
+
+
+def _finite(states: Tensor, made: Tensor) -> Tensor:
+    made = torch.nan_to_num(made, nan=0.0, posinf=0.0, neginf=0.0)
+    return torch.where(states.isfinite(), states, made)
