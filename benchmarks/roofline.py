@@ -131,6 +131,43 @@ def monarch_work(
     return Work(flop, numbers * itemsize)
 
 
+def recurrence_work(
+    *,
+    steps: int,
+    channels: int,
+    per_step: int,
+    per_state: int,
+    weights: int,
+    itemsize: int,
+    projected: bool,
+    backward: bool,
+) -> Work:
+    """Work of a recurrence that is elementwise along channels: numbers are read and written once.
+
+    The backward reads what the forward read, the states and their gradient, and writes gradients of
+    all that was read. With a projection, what the gates get need not touch memory: x of as many
+    channels is read instead, and the product is counted, twice that again backward.
+
+    Args:
+        steps: of all sequences.
+        channels: of a state.
+        per_step: numbers that a step reads for each channel.
+        per_state: numbers that a state has for each channel.
+        weights: of the recurrence.
+        itemsize: bytes of a number.
+        projected: whether the steps' numbers are a product with x.
+        backward: whether all gradients are wanted.
+    """
+    states = float(steps * channels * per_state)
+    read = float(steps * channels * (1 if projected else per_step)) + weights
+    product = 2.0 * steps * channels**2 * per_step if projected else 0.0
+    read += channels * (channels + 1) * per_step if projected else 0
+    numbers = read + states
+    if backward:
+        numbers += 2 * read + 2 * states
+    return Work(product * (3 if backward else 1), numbers * itemsize)
+
+
 def ceilings(device: str, dtype: torch.dtype, *, quick: bool = False) -> Ceilings:
     """Measures the device; `quick` takes sizes that show nothing but that it works."""
     if device == "cuda":

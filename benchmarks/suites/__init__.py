@@ -17,6 +17,7 @@ SUITES = {
     "context_merge": "benchmarks.suites.context_merge",
     "nbce": "benchmarks.suites.nbce",
     "monarch": "benchmarks.suites.monarch",
+    "recurrent": "benchmarks.suites.recurrent",
     "evaluation": "benchmarks.suites.evaluation",
 }
 
