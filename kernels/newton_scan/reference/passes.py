@@ -9,8 +9,8 @@ from ropewalk.kernels.newton_scan.reference.adjoint import adjoint
 from ropewalk.kernels.newton_scan.reference.newton import newton
 from ropewalk.kernels.newton_scan.reference.sequential import sequential
 
-WIDE = 8192
-"""Chains from which a step fills a call of torch, so that taking steps in turn costs least."""
+WIDE = {"cpu": 32, "cuda": 2**14}
+"""Chains from which taking steps in turn costs less than iterating on all of them."""
 
 
 def forward(problem: Problem, options: Options) -> Scanned:
@@ -68,7 +68,7 @@ def _solved(
     algorithm = options.algorithm
     if algorithm == "auto":
         chains = x.shape[0] * p.channels
-        algorithm = "sequential" if chains >= WIDE else "newton"
+        algorithm = "sequential" if chains >= WIDE.get(x.device.type, 2**14) else "newton"
     if algorithm == "newton":
         return newton(p.formulas, x, w, initial, options)
     none = torch.zeros(x.shape[0], p.channels, device=x.device)

@@ -1,5 +1,13 @@
-"""One step after another, all chains of a batch at once."""
+"""One step after another, all chains of a batch at once.
 
+Calls of torch are what this costs, so each cell's step is written out in the fewest of them: views
+of all times are made beforehand, gates that are alike are computed together, and a state is written
+to where it stays.
+"""
+
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 
 from ropewalk.kernels.newton_scan.cells import Cell
@@ -15,8 +23,48 @@ def sequential(cell: Cell, x: Tensor, w: Tensor, initial: Tensor) -> Tensor:
         initial: (batch, …), the states before.
     """
     states = x.new_empty(*x.shape[:2], *initial.shape[1:])
-    h = initial
-    for t in range(x.shape[1]):
-        h = cell.step(x[:, t], h, w)
-        states[:, t] = h
+    if states.numel():
+        RUN[cell.name](x, w, initial, states)
     return states
+
+
+def _tanh(x: Tensor, w: Tensor, h: Tensor, states: Tensor) -> None:
+    for x_t, new in zip(x[:, :, 0].unbind(1), states.unbind(1), strict=True):
+        h = torch.addcmul(x_t, w[0], h, out=new).tanh_()
+
+
+def _gru(x: Tensor, w: Tensor, h: Tensor, states: Tensor) -> None:
+    recurrent, bias = w[:3], w[3]
+    # x_n is added only after r was applied, so in the sum of all three stands b_n in its place.
+    sums = torch.cat([x[:, :, :2], bias.expand(*x.shape[:2], 1, -1)], dim=2)
+    gates = torch.empty_like(sums[:, 0])
+    r, z, inner = gates.unbind(1)
+    sigmoids = gates[:, :2]
+    times = zip(sums.unbind(1), x[:, :, 2].unbind(1), states.unbind(1), strict=True)
+    for sum_t, x_n, new in times:
+        torch.addcmul(sum_t, recurrent, h.unsqueeze(1), out=gates)
+        sigmoids.sigmoid_()
+        torch.lerp(torch.addcmul(x_n, r, inner, out=inner).tanh_(), h, z, out=new)
+        h = new
+
+
+def _lstm(x: Tensor, w: Tensor, state: Tensor, states: Tensor) -> None:
+    recurrent, of_f, of_o = w[:3], w[3], w[4]
+    c, h = state.unbind(1)
+    gates = torch.empty_like(x[:, 0])
+    f, z, o = gates.unbind(1)
+    times = zip(x.unbind(1), states[:, :, 0].unbind(1), states[:, :, 1].unbind(1), strict=True)
+    for x_t, new_c, new_h in times:
+        torch.addcmul(x_t, recurrent, h.unsqueeze(1), out=gates)
+        f.addcmul_(of_f, c).sigmoid_()
+        torch.lerp(z.tanh_(), c, f, out=new_c)
+        o.addcmul_(of_o, new_c).sigmoid_()
+        torch.tanh(new_c, out=new_h).mul_(o)
+        c, h = new_c, new_h
+
+
+RUN: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], None]] = {
+    "tanh": _tanh,
+    "gru": _gru,
+    "lstm": _lstm,
+}
