@@ -70,8 +70,10 @@ def _shapes(device: str) -> Iterator[tuple[RecurrentShape, str]]:
                 yield shape, f"GRU by time, batch {batch}, {width} channels"
     for kind in ("gru", "lstm", "tanh"):
         yield replace(one, kind=kind, batch=4, time=4096), ""
+    for time in CPU_TIMES:
+        shape = replace(one, kind="linear", batch=8, time=time, channels=256)
+        yield shape, "linear recurrence by time"
     yield replace(one, kind="linear"), ""
-    yield replace(one, kind="linear", batch=8, time=2048, channels=256), ""
 
 
 def _cuda_shapes() -> Iterator[tuple[RecurrentShape, str]]:
@@ -86,7 +88,10 @@ def _cuda_shapes() -> Iterator[tuple[RecurrentShape, str]]:
     large = replace(one, batch=8, time=2048, channels=2048)
     for dtype in (torch.float32, torch.bfloat16):
         yield replace(large, dtype=dtype), ""
-        yield replace(large, kind="linear", dtype=dtype), ""
+    for time in CUDA_TIMES:
+        shape = replace(large, kind="linear", time=time)
+        yield shape, "linear recurrence by time"
+    yield replace(large, kind="linear", dtype=torch.bfloat16), ""
     for kind in ("lstm", "tanh"):
         yield replace(large, kind=kind, channels=512), ""
     yield replace(one, kind="linear"), ""
@@ -96,8 +101,9 @@ def _quick_shapes(device: str) -> Iterator[tuple[RecurrentShape, str]]:
     small = RecurrentShape("gru", 2, 64, 8, torch.float32, device, projected=True)
     for time in (32, 64):
         yield replace(small, time=time), "GRU by time"
-    for kind in ("gru", "lstm", "tanh", "linear"):
+    for kind in ("gru", "lstm", "tanh"):
         yield replace(small, kind=kind, projected=False), ""
+    yield replace(small, kind="linear", projected=False), "linear recurrence by time"
 
 
 def _case(shape: RecurrentShape, figure: str, quick: bool) -> Case:
@@ -136,7 +142,7 @@ def _takes_part(peer: str, shape: RecurrentShape, quick: bool) -> bool:
         return False
     if peer == "loop-compiled":  # the case that a goal names; a compilation takes a minute
         return not quick and shape.time == LONG
-    return peer not in ("loop", "reference-sequential") or shape.time <= LOOP_STEPS
+    return peer != "loop" or shape.time <= LOOP_STEPS
 
 
 def _name(shape: RecurrentShape) -> str:
