@@ -215,9 +215,10 @@ class Elk(Method):
 
     Attributes:
         damping: λ. Not exactly 0, which is `Quasi`.
-        adaptive: whether λ shrinks with the residual, damping · min(1, greatest residual of the
-            chain): convergence is then that of `Quasi`, else linear with a factor of about
-            λ / (λ + σ²), σ the smallest singular value of the linearised equations.
+        adaptive: whether λ shrinks with the residual, damping · min(1, mean square of the chain's):
+            convergence is then that of `Quasi`, else linear with a factor of about λ / (λ + σ²), σ
+            the smallest singular value of the linearised equations. The greatest residual instead
+            of the mean would hold all of a chain back for one step of it.
     """
 
     damping: float = 1.0
@@ -238,9 +239,9 @@ class Elk(Method):
         damping = guess.new_full((), self.damping)
         if not self.adaptive:
             return damping
-        relative = (guess - made).abs() / guess.abs().clamp_min(1)
+        relative = (guess - made) / guess.abs().clamp_min(1)
         least = math.sqrt(torch.finfo(guess.dtype).tiny)
-        return (damping * relative.amax(1, keepdim=True).clamp_max(1)).clamp_min(least)
+        return (damping * (relative**2).mean(1, keepdim=True).clamp_max(1)).clamp_min(least)
 
 
 METHODS: dict[str, type[Method]] = {

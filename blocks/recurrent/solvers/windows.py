@@ -27,7 +27,7 @@ ITERATIONS = 64
 """That a window may take if nothing else is said; those that need more are better cut."""
 
 PATIENCE = 8
-"""Iterations in which the residual must fall, or the window is cut."""
+"""Iterations in which the residual of a longer window must halve, or the window is cut."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,10 @@ class Limits:
         if self.max_iterations is not None:
             return min(steps, self.max_iterations)
         return steps if self.patient else min(steps, ITERATIONS)
+
+    def patience(self, steps: int) -> int:
+        """Iterations without progress after which a window of so many steps is given up."""
+        return steps if self.patient or steps <= ITERATIONS else PATIENCE
 
 
 @dataclass
@@ -153,6 +157,7 @@ def _iterate(
 ) -> _Outcome:
     """Improves the states of one window until they fit, or until it seems no use."""
     prepared, limit = method.prepare(system), limits.iterations(states.shape[1])
+    patience = limits.patience(states.shape[1])
     best, best_at = math.inf, 0
     iterations = 0
     while True:
@@ -162,11 +167,7 @@ def _iterate(
         if residual < best / 2:
             best, best_at = residual, iterations
         converged = residual <= limits.tolerance
-        if (
-            converged
-            or iterations >= limit
-            or not (limits.patient or iterations - best_at < PATIENCE)
-        ):
+        if converged or iterations >= limit or iterations - best_at >= patience:
             break
         states = _finite(method.update(system, states, made, prepared), made)
         iterations += 1
