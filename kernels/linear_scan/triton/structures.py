@@ -1,0 +1,121 @@
+"""Coefficients and states of the three structures, as tuples of tensors in registers.
+
+structure   coefficient            state
+real        (a,)                   (x,)
+complex     (real, imaginary)      (real, imaginary)
+block2      (a00, a01, a10, a11)   (x0, x1)
+"""
+
+# pyright: reportGeneralTypeIssues=false
+# (It believes that calls from one kernel to another never return.)
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def times(p, x, SAFE: tl.constexpr):
+    """p x; where SAFE, zero times anything is 0, also times a product that left float32."""
+    y = p * x
+    if SAFE:
+        y = tl.where((p == 0.0) | (x == 0.0), 0.0, y)
+    return y
+
+
+@triton.jit
+def apply(a, x, STRUCTURE: tl.constexpr, SAFE: tl.constexpr = False):
+    """The state a x."""
+    if STRUCTURE == "real":
+        y = (times(a[0], x[0], SAFE),)
+    elif STRUCTURE == "complex":
+        y = (
+            times(a[0], x[0], SAFE) - times(a[1], x[1], SAFE),
+            times(a[1], x[0], SAFE) + times(a[0], x[1], SAFE),
+        )
+    else:
+        y = (
+            times(a[0], x[0], SAFE) + times(a[1], x[1], SAFE),
+            times(a[2], x[0], SAFE) + times(a[3], x[1], SAFE),
+        )
+    return y
+
+
+@triton.jit
+def compose(a, b, STRUCTURE: tl.constexpr, SAFE: tl.constexpr = False):
+    """The coefficient a b, of which b comes first."""
+    if STRUCTURE == "block2":
+        left = apply(a, (b[0], b[2]), STRUCTURE, SAFE)
+        right = apply(a, (b[1], b[3]), STRUCTURE, SAFE)
+        y = (left[0], right[0], left[1], right[1])
+    else:  # numbers: a coefficient is what a state is
+        y = apply(a, b, STRUCTURE, SAFE)
+    return y
+
+
+@triton.jit
+def add(x, y, STRUCTURE: tl.constexpr):
+    """The state x + y."""
+    if STRUCTURE == "real":
+        z = (x[0] + y[0],)
+    else:
+        z = (x[0] + y[0], x[1] + y[1])
+    return z
+
+
+@triton.jit
+def adjoint(a, STRUCTURE: tl.constexpr):
+    """The coefficient aᴴ."""
+    if STRUCTURE == "complex":
+        y = (a[0], -a[1])
+    elif STRUCTURE == "block2":
+        y = (a[0], a[2], a[1], a[3])
+    else:
+        y = a
+    return y
+
+
+@triton.jit
+def outer(g, x, STRUCTURE: tl.constexpr):
+    """The coefficient g xᴴ."""
+    if STRUCTURE == "real":
+        y = (g[0] * x[0],)
+    elif STRUCTURE == "complex":
+        y = (g[0] * x[0] + g[1] * x[1], g[1] * x[0] - g[0] * x[1])
+    else:
+        y = (g[0] * x[0], g[0] * x[1], g[1] * x[0], g[1] * x[1])
+    return y
+
+
+@triton.jit
+def choose(condition, x, y, STRUCTURE: tl.constexpr):
+    """The state x where the condition holds, else y."""
+    if STRUCTURE == "real":
+        z = (tl.where(condition, x[0], y[0]),)
+    else:
+        z = (tl.where(condition, x[0], y[0]), tl.where(condition, x[1], y[1]))
+    return z
+
+
+@triton.jit
+def zero(GROUPS: tl.constexpr, CHANNELS: tl.constexpr, STRUCTURE: tl.constexpr):
+    """The state 0."""
+    nothing = tl.zeros([GROUPS, CHANNELS], tl.float32)
+    if STRUCTURE == "real":
+        z = (nothing,)
+    else:
+        z = (nothing, nothing)
+    return z
+
+
+@triton.jit
+def identity(GROUPS: tl.constexpr, CHANNELS: tl.constexpr, STRUCTURE: tl.constexpr):
+    """The coefficient 1."""
+    nothing = tl.zeros([GROUPS, CHANNELS], tl.float32)
+    one = nothing + 1.0
+    if STRUCTURE == "real":
+        z = (one,)
+    elif STRUCTURE == "complex":
+        z = (one, nothing)
+    else:
+        z = (one, nothing, nothing, one)
+    return z
