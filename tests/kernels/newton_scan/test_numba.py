@@ -1,5 +1,6 @@
 """The compiled loops of the cells against steps in float64, written out here once more."""
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
@@ -216,24 +217,32 @@ def test_a_long_sum_of_the_weights_gradient(cell):
     assert relative(found, expected) < 1e-6
 
 
-STRESS = {
-    "tanh": lambda w: 3 * torch.linspace(-1, 1, w.shape[1]).repeat(1, 1),
-    "gru": lambda w: 2 * torch.randn_like(w),
-    "lstm": lambda w: 2 * torch.randn_like(w),
-}
+def steep(cell, weights):
+    """Recurrent weights up to 3, or of standard deviation 2."""
+    if cell == "tanh":
+        return torch.linspace(-3, 3, weights.shape[1], dtype=weights.dtype)[None]
+    generator = torch.Generator().manual_seed(0)
+    return 2 * torch.randn(weights.shape, generator=generator, dtype=weights.dtype)
 
 
 @pytest.mark.parametrize("window", [None, 16, 200])
 def test_steep_cells_end_exact(cell, window):
     """Plain Newton overflows on these although the sequences are stable."""
-    inputs, weights, initial = (x.detach().float() for x in draw(cell, 2, 512, 33))
-    weights = STRESS[cell](weights)
-    drawn = (inputs, weights, initial)
-    newton = scanned(cell, drawn, algorithm="newton", window=window)
-    exact = scanned(cell, drawn, algorithm="sequential")
-    torch.testing.assert_close(newton.states, exact.states, rtol=0, atol=2e-5)
+    inputs, weights, initial = (x.detach() for x in draw(cell, 2, 512, 33))
+    wide = (inputs, steep(cell, weights), initial)
+    single = tuple(x.float() for x in wide)
+    exact = scanned(cell, wide, algorithm="sequential").states
+    plain = scanned(cell, single, algorithm="sequential")
+    newton = scanned(cell, single, algorithm="newton", window=window)
+    # Both round as often, and the cells make some roundings grow.
+    limit = 5 * float((plain.states - exact).abs().max()) + 1e-6
+    torch.testing.assert_close(newton.states.double(), exact, rtol=0, atol=limit)
+    assert limit < 1e-2
     assert int(newton.iterations.max()) <= (window or loops.launch.WINDOW)
-    assert exact.iterations.any() == exact.residual.any() == False  # noqa: E712
+    assert not plain.iterations.any()
+    assert not plain.residual.any()
+    again = scanned(cell, wide, algorithm="newton", window=window).states
+    torch.testing.assert_close(again, exact, rtol=0, atol=1e-9)
 
 
 def test_after_k_iterations_the_first_k_states_are_exact(cell):
@@ -289,3 +298,12 @@ def test_what_they_cannot_take():
     assert loops.unsupported(torch.zeros(1)) is None
     assert "meta" in (loops.unsupported(torch.zeros(1, device="meta")) or "")
     assert "complex64" in (loops.unsupported(torch.zeros(1, dtype=torch.complex64)) or "")
+
+
+def test_calls_from_several_threads_do_not_meet(cell):
+    problems = [[x.detach() for x in draw(cell, 2, time, 9)] for time in (200, 201, 202, 203)]
+    expected = [scanned(cell, drawn).states for drawn in problems]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            found = pool.map(lambda drawn: scanned(cell, drawn).states, problems)
+            assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
