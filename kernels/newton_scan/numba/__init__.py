@@ -7,8 +7,8 @@
     launch.py   `forward`, `backward`: memory, threads, and the choice of a loop
 
 "auto" is the sequential loop: one thread has no use for a parallel solver, which does the same work
-in every iteration, and threads share out sequences and channels. Newton's method is here so that
-it can be studied where there is no GPU.
+in every iteration and takes several times as long (benchmarks, suite `recurrent`); threads share
+out sequences and channels. Newton's method is here so that it can be studied without a GPU.
 
 The backward keeps nothing but the states; gates are computed again. The weights' gradient is summed
 in the dtype of the calculation over blocks of 32 steps, and beyond that in float64, one sum a
