@@ -2,6 +2,7 @@
 
 cells/            a step and its Jacobian: tanh, GRU, LSTM, and any function
 solvers/          solve and iterate: all states at once, by many methods
+layers/           ParallelGRU, ParallelLSTM, ParallelRNN: the interface of nn.GRU
 linear/           LRU, SLRU and MinGRU: linear in the state, one scan
 ragged.py         sequences of different lengths
 attention_rnn.py  softmax attention as a recurrence, for study
@@ -22,6 +23,7 @@ from ropewalk.blocks.recurrent.cells import (
     TanhCell,
     check_cell,
 )
+from ropewalk.blocks.recurrent.layers import ParallelGRU, ParallelLSTM, ParallelRNN
 from ropewalk.blocks.recurrent.linear import LRU, SLRU, LinearRecurrence, MinGRU
 from ropewalk.blocks.recurrent.solvers import (
     Clip,
@@ -61,6 +63,9 @@ __all__ = [
     "Method",
     "MinGRU",
     "Newton",
+    "ParallelGRU",
+    "ParallelLSTM",
+    "ParallelRNN",
     "Picard",
     "Quasi",
     "RecurrenceWarning",

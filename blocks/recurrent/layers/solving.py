@@ -1,0 +1,64 @@
+"""One layer, in one direction, as one recurrence over time."""
+
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ropewalk.blocks.recurrent.cells import Cell
+from ropewalk.blocks.recurrent.layers.options import IN_KERNEL
+from ropewalk.blocks.recurrent.ragged import final_states
+from ropewalk.blocks.recurrent.solvers import iterate, solve
+from ropewalk.kernels.dtypes import wide
+from ropewalk.kernels.newton_scan import CellName, newton_scan
+
+
+def final_and_outputs(
+    cell: Cell,
+    data: Float[Tensor, "batch time dim"],
+    state: tuple[Float[Tensor, "sequences hidden"], ...],
+    cu_seqlens: Int[Tensor, " boundaries"] | None,
+    options: dict[str, Any],
+) -> tuple[Float[Tensor, "batch time hidden"], tuple[Float[Tensor, "sequences hidden"], ...]]:
+    """Outputs and final states.
+
+    Args:
+        cell: what is stepped.
+        data: the inputs.
+        state: the initial one: h, or h and c. A cell has [c, h].
+        cu_seqlens: where sequences begin, of packed ones.
+        options: see `Options`.
+    """
+    initial = torch.stack(state[::-1], dim=-2).reshape(-1, *cell.state_shape)
+    method, mode, window = options["method"], options["mode"], options["window"]
+    if mode != "converged":
+        states = iterate(
+            cell,
+            data,
+            initial,
+            iterations=mode,
+            method="newton" if method == "auto" else method,
+            cu_seqlens=cu_seqlens,
+        )
+    elif cell.kernel is not None and method in IN_KERNEL:
+        drive, weights = cell.project(data), cell.kernel_weights()
+        # Weights and states may be wider than a drive in half precision, but nothing else.
+        weights, initial = (
+            x if x.dtype == drive.dtype else x.to(wide(drive.dtype)) for x in (weights, initial)
+        )
+        states = newton_scan(
+            drive,
+            weights,
+            initial,
+            cell=cast("CellName", cell.kernel),
+            algorithm=method,
+            window=window,
+            cu_seqlens=cu_seqlens,
+            backend=options["backend"],
+        ).states
+    else:
+        states, _ = solve(cell, data, initial, method=method, window=window, cu_seqlens=cu_seqlens)
+    last = final_states(states, initial, cu_seqlens)
+    parts = last.reshape(-1, len(state), cell.hidden_size).unbind(1)
+    return cell.output(states), parts[::-1]
