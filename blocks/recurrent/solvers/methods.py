@@ -40,10 +40,12 @@ class Method:
     Attributes:
         name: what strings call it.
         finite: whether the first k states are exact after k iterations.
+        quadratic: whether the error is about squared in each iteration near the solution.
     """
 
     name: ClassVar[str]
     finite: ClassVar[bool] = True
+    quadratic: ClassVar[bool] = False
 
     def prepare(self, system: System) -> Any:
         """What all iterations on a system share."""
@@ -148,6 +150,7 @@ class Newton(Method):
     """Ã_t = J_t. Converges quadratically; may overflow on its way where ‖J‖ > 1."""
 
     name = "newton"
+    quadratic = True
 
     def changed(self, jacobian: Tensor) -> Tensor:
         """The Jacobian as the method takes it."""
@@ -168,6 +171,7 @@ class Clip(Newton):
 
     bound: float = 1.0
     name = "clip"
+    quadratic = False
 
     def __post_init__(self) -> None:
         require_positive("Clip", bound=self.bound)
@@ -186,6 +190,7 @@ class Scale(Newton):
 
     by: float = 0.5
     name = "scale"
+    quadratic = False
 
     def __post_init__(self) -> None:
         require_number("Scale", "a number in [0, 1]", by=self.by)

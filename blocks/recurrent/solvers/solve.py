@@ -59,7 +59,8 @@ def solve(
             sizes of the next to the solver; a number is kept unless a window fails.
         tolerance: of the residual, relative to states above 1 in size; None is 2e-6 in float32,
             1e-12 in float64, and 4 eps in half precision, whose states are calculated in
-            float32 and then rounded. The iteration that meets it is followed by one more.
+            float32 and then rounded. What meets it goes on to
+            what rounding allows: newton for one more iteration, others while the residual falls.
         max_iterations: how many a window may take before it is cut. None is as many as it has
             steps, which always suffice but for elk; with window=None 64, and only while the
             residual falls. A sequential solution takes none.

@@ -30,6 +30,11 @@ PATIENCE = 8
 """Iterations in which the residual of a longer window must halve, or the window is cut."""
 
 
+IDLE = 3
+"""Iterations in which the residual of what fits already must halve, or it is as good as rounding
+allows."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a user allows.
@@ -40,12 +45,14 @@ class Limits:
         max_iterations: of a window; None is its steps, or at most ITERATIONS and only while the
             residual falls if `window` is None.
         retry: whether windows that do not converge are cut. Otherwise the first ends it all.
+        thorough: whether iterations of linear convergence go on below the tolerance.
     """
 
     window: int | None
     tolerance: float
     max_iterations: int | None
     retry: bool
+    thorough: bool = True
 
     def at_most(self, tolerance: float) -> "Limits":
         """The same with a tolerance that is not above this."""
@@ -149,36 +156,35 @@ def solve_in_windows(
     return (torch.cat(pieces, 1) if pieces else system.guess()), course
 
 
-def _iterate(
-    system: System,
-    method: Method,
-    states: Tensor,
-    limits: Limits,
-) -> _Outcome:
-    """Improves the states of one window until they fit, or until it seems no use."""
-    prepared, limit = method.prepare(system), limits.iterations(states.shape[1])
-    patience = limits.patience(states.shape[1])
-    best, best_at = math.inf, 0
-    iterations = 0
+def _iterate(system: System, method: Method, states: Tensor, limits: Limits) -> _Outcome:
+    """Improves the states of one window until they fit, or until it seems no use.
+
+    Within the tolerance of the equations is not yet within it of the solution. What converges
+    quadratically is there after one iteration more; others go on while their residual falls, if the
+    tolerance was nobody's wish.
+    """
+    steps = states.shape[1]
+    prepared, limit, patience = method.prepare(system), limits.iterations(steps), limits.patience
+    rounding = torch.finfo(states.dtype).eps
+    best, best_at, iterations, last = math.inf, 0, 0, False
     while True:
+        if last:
+            return _Outcome(states, iterations, best, steps)
         made = system.step(system.previous(states))
         by_step = residuals(states, made)
         residual = float(by_step.max())
+        idle = iterations - best_at
+        fits = residual <= limits.tolerance
+        if fits and (residual <= rounding or iterations >= limit or idle >= IDLE):
+            return _Outcome(states, iterations, residual, steps)
+        if iterations >= limit or idle >= patience(steps):
+            kept = int((by_step <= limits.tolerance).cumprod(0).sum())
+            return _Outcome(states, iterations, residual, kept)
         if residual < best / 2:
             best, best_at = residual, iterations
-        converged = residual <= limits.tolerance
-        if converged or iterations >= limit or iterations - best_at >= patience:
-            break
+        last = fits and (method.quadratic or not limits.thorough)
         states = _finite(method.update(system, states, made, prepared), made)
         iterations += 1
-    if not converged:
-        kept = int((by_step <= limits.tolerance).cumprod(0).sum())
-        return _Outcome(states, iterations, residual, kept)
-    if residual > 0 and iterations < limit:
-        # Within the tolerance of the equations is not yet within it of the solution: once more.
-        states = _finite(method.update(system, states, made, prepared), made)
-        iterations += 1
-    return _Outcome(states, iterations, residual, states.shape[1])
 
 
 def _finite(states: Tensor, made: Tensor) -> Tensor:

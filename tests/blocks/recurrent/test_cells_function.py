@@ -146,11 +146,12 @@ def test_check_cell_wants_a_cell_and_inputs():
     with pytest.raises(ValueError, match="samples"):
         check_cell(cell, INPUTS, samples=0)
 
-    class Unfinished(Cell):
-        structure = "triangular"
-
+    triangular = FunctionCell(diagonal, SIZE, structure="diagonal")
+    triangular.structure = "triangular"
     with pytest.raises(ValueError, match="one of diagonal, block2, dense, got 'triangular'"):
-        check_cell(Unfinished())
+        check_cell(triangular, INPUTS)
+    with pytest.raises(ValueError, match="got None; set it on the class"):
+        check_cell(Cell())
     shapeless = FunctionCell(diagonal, SIZE, structure="diagonal")
     shapeless.state_shape = (2, SIZE)
     with pytest.raises(ValueError, match=r"state_shape: expected \(size,\)"):
