@@ -101,8 +101,8 @@ def _refused(backend: str, shape: "RecurrentShape") -> None:
 def _loop(shape: "RecurrentShape") -> Callable[..., Tensor]:
     def linear(a: Tensor, b: Tensor) -> Tensor:
         x, states = torch.zeros_like(b[:, 0]), []
-        for t in range(shape.time):
-            x = a[:, t] * x + b[:, t]
+        for gate, value in zip(a.unbind(1), b.unbind(1), strict=True):
+            x = gate * x + value
             states.append(x)
         return torch.stack(states, dim=1)
 
