@@ -58,9 +58,10 @@ def solve(
         window: how many steps are solved at once. None begins with all of them and leaves the
             sizes of the next to the solver; a number is kept unless a window fails.
         tolerance: of the residual, relative to states above 1 in size; None is 2e-6 in float32,
-            1e-12 in float64, and 4 eps in half precision, whose states are calculated in
-            float32 and then rounded. What meets it goes on to
-            what rounding allows: newton for one more iteration, others while the residual falls.
+            1e-12 in float64, and 4 eps in half precision, whose states are calculated in float32
+            and then rounded. The iteration that meets it is followed by one more; with None,
+            methods of linear convergence go on while the residual falls, because their error may
+            be a multiple of it.
         max_iterations: how many a window may take before it is cut. None is as many as it has
             steps, which always suffice but for elk; with window=None 64, and only while the
             residual falls. A sequential solution takes none.
@@ -73,7 +74,7 @@ def solve(
         The states after each step, in the dtype of `cell.project(inputs)`, and a `SolveInfo`.
 
     Raises:
-        ConvergenceError: strict, and a window did not converge; or nothing did.
+        ConvergenceError: strict, and a window did not converge, or what was found does not fit.
         ValueError: NaN or infinity in inputs, states or weights; sizes, dtypes, devices, options
             that do not fit; an unknown method.
         TypeError: an argument of the wrong kind.
@@ -101,7 +102,7 @@ def solve(
     validation.check_finite("cell.project(inputs)", system.drive, "look at the cell's weights")
     validation.check_concrete(system.drive)
     limit = TOLERANCE[narrow] if tolerance is None else tolerance
-    limits = Limits(window, limit, max_iterations, retry=not strict)
+    limits = Limits(window, limit, max_iterations, not strict, tolerance is None)
     with suspended(system.drive):
         if way == "auto" and cell.kernel is not None and guess is None and gradient == "implicit":
             states, info = _fused(system, "auto", limits)

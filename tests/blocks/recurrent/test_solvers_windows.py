@@ -105,22 +105,39 @@ def test_windows_carry_the_last_state(make_cell, draw, unrolled, window, cu):
     assert info.iterations <= window
 
 
-def test_unconverged_windows_are_halved_and_it_is_said_once(make_cell, draw, unrolled):
-    cell = make_cell("gru")
-    inputs, initial, _ = draw(cell, time=200)
+@torch.no_grad()
+def test_unconverged_windows_are_halved_and_it_is_said_once():
+    cell, inputs = stress("tanh")
+    inputs = inputs[:, :512]
     forget_warnings()
-    with pytest.warns(RecurrenceWarning, match="newton did not converge in steps 0 to 200"):
-        states, info = solve(cell, inputs, initial, method="newton", max_iterations=2)
+    with pytest.warns(RecurrenceWarning, match="newton did not converge in steps 0 to 512") as told:
+        states, info = solve(cell, inputs, method="newton")
+    assert len(told) == 1
     assert info.converged
-    assert info.iterations <= 2
-    torch.testing.assert_close(states, unrolled(cell, inputs, initial), rtol=0, atol=1e-5)
-    first = info.failed[0]
-    assert (first.start, first.stop, first.iterations) == (0, 200, 2)
+    assert info.sequential_from is None
+    expected, _ = solve(cell, inputs, method="sequential")
+    torch.testing.assert_close(states, expected, rtol=0, atol=1e-5)
+    first, second = info.failed[:2]
+    assert (first.start, first.stop) == (0, 512)
     assert first.residual > info.tolerance
-    assert first.kept >= 2  # as many as there were iterations are exact
+    assert first.kept >= first.iterations  # as many are exact
+    assert (second.start, second.stop) == (first.kept, first.kept + 256)
+    assert info.total_iterations > sum(attempt.iterations for attempt in info.failed)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        solve(cell, inputs, initial, method="newton", max_iterations=2)
+        solve(cell, inputs, method="newton")
+
+
+@torch.no_grad()
+def test_a_window_that_was_asked_for_is_halved_too():
+    cell, inputs = stress("tanh")
+    inputs = inputs[:, :256]
+    forget_warnings()
+    with pytest.warns(RecurrenceWarning, match="newton did not converge in steps 0 to 64"):
+        _, info = solve(cell, inputs, method="newton", window=64, max_iterations=16)
+    assert info.converged
+    assert info.iterations <= 16
+    assert {attempt.stop - attempt.start for attempt in info.failed} <= {64, 32}
 
 
 @pytest.mark.parametrize("cu", [None, [0, 20, 20, 37, 60]], ids=["batch", "ragged"])
