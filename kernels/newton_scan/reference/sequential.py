@@ -40,12 +40,13 @@ def _gru(x: Tensor, w: Tensor, h: Tensor, states: Tensor) -> None:
     gates = torch.empty_like(sums[:, 0])
     r, z, inner = gates.unbind(1)
     sigmoids = gates[:, :2]
-    times = zip(sums.unbind(1), x[:, :, 2].unbind(1), states.unbind(1), strict=True)
-    for sum_t, x_n, new in times:
-        torch.addcmul(sum_t, recurrent, h.unsqueeze(1), out=gates)
+    rows, before = states.unsqueeze(2).unbind(1), h.unsqueeze(1)
+    times = zip(sums.unbind(1), x[:, :, 2].unbind(1), states.unbind(1), rows, strict=True)
+    for sum_t, x_n, new, row in times:
+        torch.addcmul(sum_t, recurrent, before, out=gates)
         sigmoids.sigmoid_()
         torch.lerp(torch.addcmul(x_n, r, inner, out=inner).tanh_(), h, z, out=new)
-        h = new
+        h, before = new, row
 
 
 def _lstm(x: Tensor, w: Tensor, state: Tensor, states: Tensor) -> None:
@@ -53,14 +54,17 @@ def _lstm(x: Tensor, w: Tensor, state: Tensor, states: Tensor) -> None:
     c, h = state.unbind(1)
     gates = torch.empty_like(x[:, 0])
     f, z, o = gates.unbind(1)
-    times = zip(x.unbind(1), states[:, :, 0].unbind(1), states[:, :, 1].unbind(1), strict=True)
-    for x_t, new_c, new_h in times:
-        torch.addcmul(x_t, recurrent, h.unsqueeze(1), out=gates)
+    rows, before = states[:, :, 1:].unbind(1), h.unsqueeze(1)
+    times = zip(
+        x.unbind(1), states[:, :, 0].unbind(1), states[:, :, 1].unbind(1), rows, strict=True
+    )
+    for x_t, new_c, new_h, row in times:
+        torch.addcmul(x_t, recurrent, before, out=gates)
         f.addcmul_(of_f, c).sigmoid_()
         torch.lerp(z.tanh_(), c, f, out=new_c)
         o.addcmul_(of_o, new_c).sigmoid_()
         torch.tanh(new_c, out=new_h).mul_(o)
-        c, h = new_c, new_h
+        c, before = new_c, row
 
 
 RUN: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], None]] = {
