@@ -25,7 +25,7 @@ def span(cu_seqlens, sequence, time, PACKED: tl.constexpr):
     else:
         batch = sequence.to(tl.int64)
         first = batch * 0
-        length = time
+        length = sequence * 0 + time  # a number 1 would be a constant, unlike any other
     return batch, first, length
 
 
