@@ -60,13 +60,12 @@ def run(
     bias: bool,
     bidirectional: bool,
     dropout: float = 0.0,
-    train: bool | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """`fused_rnn` by torch's function; `train`: whether a backward follows, None asks autograd."""
+    """`fused_rnn` by torch's function."""
     layers = states[0].shape[0] // (2 if bidirectional else 1)
     before = list(states) if kind == "lstm" else states[0]
     # "Train": cuDNN keeps what its backward needs also where a model in eval mode is trained.
-    train = dropout > 0 or (torch.is_grad_enabled() if train is None else train)
+    train = torch.is_grad_enabled() or dropout > 0
     options = (list(weights), bias, layers, dropout, train, bidirectional)
     with _uncompacted(data):
         if batch_sizes is not None:
@@ -168,31 +167,29 @@ def torch_rnn_backward_op(
     grads: list[Tensor],
 ) -> list[Tensor]:
     """Gradients of data, states and weights, in this order."""
-    parts = len(states)
-
-    def forward(data: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        before, parameters = rest[:parts], rest[parts:]
-        outputs, after = run(kind, data, None, before, parameters, bias, bidirectional, train=True)
-        return outputs, *after
-
-    # An operator runs below autograd, where only torch.func differentiates.
-    with _without_onednn():
-        pullback = torch.func.vjp(forward, data, *states, *weights)[1]
-        return [x.contiguous() for x in pullback(tuple(grads[: 1 + parts]))]
+    with _above_autograd():
+        leaves = [x.detach().requires_grad_() for x in (data, *states, *weights)]
+        before, parameters = leaves[1 : 1 + len(states)], leaves[1 + len(states) :]
+        outputs, after = run(kind, leaves[0], None, before, parameters, bias, bidirectional)
+        found = torch.autograd.grad((outputs, *after), leaves, grads[: 1 + len(after)])
+    return [x.contiguous() for x in found]
 
 
 @contextmanager
-def _without_onednn() -> Iterator[None]:
-    """torch.func does not know what oneDNN's LSTM keeps for its backward.
+def _above_autograd() -> Iterator[None]:
+    """Lets autograd see what an operator does, which runs below it.
 
-    Not `mkldnn.flags`, which warns of TF32 wherever there is none.
+    torch.func would see it anyway, but cuDNN's and oneDNN's operators look into their tensors'
+    memory, which wrapped ones do not have.
     """
-    set_flags: Any = torch.backends.mkldnn.set_flags  # None leaves a flag; its types say string
-    before, *_ = set_flags(_enabled=False, _fp32_precision=None)
-    try:
+    core: Any = torch._C  # without types for this
+    keys = core.DispatchKey
+    excluded = core._dispatch_tls_local_exclude_set()
+    for key in (keys.AutogradFunctionality, keys.AutogradOther, keys.ADInplaceOrView):
+        excluded = excluded.remove(key)
+    included = core._dispatch_tls_local_include_set()
+    with core._ForceDispatchKeyGuard(included, excluded), torch.enable_grad():
         yield
-    finally:
-        set_flags(_enabled=before, _fp32_precision=None)
 
 
 @torch_rnn_backward_op.register_fake

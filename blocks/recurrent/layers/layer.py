@@ -134,12 +134,12 @@ class ParallelRecurrence(nn.Module):
         self, given: Tensor | PackedSequence, states: States | None
     ) -> tuple[Tensor | PackedSequence, States]:
         sequences = Sequences.of(given, self.input_size, self.batch_first, type(self).__name__)
-        self._check_dtype(sequences.data, states)
+        self._check_kind(sequences.data, "hx", states)
         if states is None:
             shape = (self.num_layers * self.directions, sequences.count, self.hidden_size)
             before = (sequences.data.new_zeros(shape),) * self.parts
         else:
-            for name, state in zip(self._state_names(), states, strict=True):
+            for name, state in zip(self._named("hx"), states, strict=True):
                 sequences.check_state(
                     name, state, self.num_layers * self.directions, self.hidden_size
                 )
@@ -182,7 +182,9 @@ class ParallelRecurrence(nn.Module):
         weights = [weight for cell in self.cells for weight in torch_weights(cell)]
         data = sequences.data if packed is None else packed.data
         data, *rest = cast_inputs(data, *before, *weights)
-        states, weights = [s.to(data.dtype) for s in rest[: self.parts]], rest[self.parts :]
+        # cuDNN takes no strides of states.
+        states = [s.to(data.dtype).contiguous() for s in rest[: self.parts]]
+        weights = rest[self.parts :]
         with suspended(data):
             outputs, after = fused_rnn(
                 self.kind,
@@ -216,11 +218,11 @@ class ParallelRecurrence(nn.Module):
             got = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
             raise ValueError(f"{name}.step: expected (batch, input_size), got {got}")
         sequences = Sequences.of(inputs.unsqueeze(1), self.input_size, True, f"{name}.step")
-        self._check_dtype(inputs, states)
+        self._check_kind(inputs, "state", states)
         if states is None:
             shape = (self.num_layers, len(inputs), self.hidden_size)
             states = (inputs.new_zeros(shape),) * self.parts
-        for label, state in zip(self._state_names(), states, strict=True):
+        for label, state in zip(self._named("state"), states, strict=True):
             sequences.check_state(label, state, self.num_layers, self.hidden_size)
         data, finals = inputs, []
         for layer, cell in enumerate(self.cells):
@@ -253,20 +255,25 @@ class ParallelRecurrence(nn.Module):
                 "fixed number of iterations is another model than torch's layer"
             )
 
-    def _state_names(self) -> tuple[str, ...]:
-        return ("hx",) if self.parts == 1 else ("hx[0]", "hx[1]")
+    def _named(self, name: str) -> tuple[str, ...]:
+        """What the parts of a state are called in errors."""
+        return (name,) if self.parts == 1 else (f"{name}[0]", f"{name}[1]")
 
-    def _check_dtype(self, data: Tensor, states: States | None) -> None:
-        """Refuses mixed dtypes, but under autocast."""
-        kind = data.device.type
+    def _check_kind(self, data: Tensor, name: str, states: States | None) -> None:
+        """Refuses another device than the parameters', and mixed dtypes but under autocast."""
+        weight, kind = self.weight_ih_l0, data.device.type
+        if data.device != weight.device:
+            raise ValueError(
+                f"input: expected it on {weight.device} as the parameters are, got {data.device}"
+            )
         if kind in AUTOCAST_DEVICES and torch.is_autocast_enabled(kind):
             return
-        expected = self.weight_ih_l0.dtype
-        for name, x in (("input", data), *zip(self._state_names(), states or (), strict=False)):
-            if isinstance(x, Tensor) and x.dtype != expected:
+        given = {"input": data, **dict(zip(self._named(name), states or (), strict=False))}
+        for label, x in given.items():
+            if isinstance(x, Tensor) and x.dtype != weight.dtype:
                 raise ValueError(
-                    f"{name}: expected {expected} as the parameters are, got {x.dtype}; use "
-                    f".to({expected}), or convert the layer"
+                    f"{label}: expected {weight.dtype} as the parameters are, got {x.dtype}; use "
+                    f".to({weight.dtype}), or convert the layer"
                 )
 
     def extra_repr(self) -> str:

@@ -30,7 +30,9 @@ class Options(TypedDict, total=False):
             iterations, the others only near. "converged" if not given.
         method: how states are found, a name or an object of `ropewalk.blocks.recurrent.solvers`;
             with a number as mode, which iteration it is, Newton's under "auto". "auto" takes what
-            is fastest: of diagonal cells the kernel's choice, of dense ones torch's operators.
+            is fastest: of diagonal cells the kernel's choice, of dense ones torch's operators. With
+            these and with a number as mode a layer can be compiled as a whole, with others not:
+            they look at numbers.
         window: steps that are solved at once; None leaves it to the method.
         backend: of `newton_scan`, which computes the diagonal cells.
     """

@@ -103,7 +103,8 @@ class ParallelRNN(ParallelRecurrence):
         Args:
             input: (time, batch, input_size), with `batch_first` (batch, time, input_size), without
                 a batch (time, input_size), or packed, which is computed without padding. No steps
-                give no outputs and the initial state.
+                give no outputs and the initial state. NaN passes into what follows in its sequence,
+                as in torch's layer; methods of the solvers refuse it.
             hx: (num_layers · directions, batch, hidden_size) in the dtype of the input, without a
                 batch (num_layers · directions, hidden_size); zeros if None. Of packed sequences in
                 the order in which they were given.

@@ -168,6 +168,8 @@ def test_layouts(kind, form):
     close(same, last)
     apart = torch.randn(7, 2, 6)[..., ::2].copy_(inputs)
     close(layer(apart, state), (outputs, last))
+    strided = [torch.stack((s, s), -1)[..., 0] for s in flat(state)]
+    close(layer(inputs, tuple(strided) if layer.parts == 2 else strided[0]), (outputs, last))
     single, end = layer(
         inputs[:, 0], [s[:, 0] for s in flat(state)] if layer.parts == 2 else state[:, 0]
     )
@@ -188,6 +190,22 @@ def test_no_steps_and_no_sequences(kind, form, bidirectional):
     outputs, last = layer(torch.randn(4, 0, 3))
     assert outputs.shape == (4, 0, 5 * layer.directions)
     assert flat(last)[0].shape == (2 * layer.directions, 0, 5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@every_kind
+def test_nan_is_refused_or_shows_from_its_step_on(kind, form):
+    layer, inputs = make(kind, form), torch.randn(9, 2, 3)
+    exact = layer(inputs)[0]
+    inputs[4, 0, 1] = torch.nan
+    if form in ("diagonal quasi", "dense newton"):
+        with pytest.raises(ValueError, match=r"expected finite numbers, got nan at \(0, 4, 1\)"):
+            layer(inputs)
+        return
+    outputs = layer(inputs)[0]
+    assert outputs[4:, 0].isnan().all()
+    close(outputs[:4], exact[:4])
+    close(outputs[:, 1], exact[:, 1])
 
 
 @pytest.mark.parametrize("form", ["diagonal", "diagonal free", "dense newton"])

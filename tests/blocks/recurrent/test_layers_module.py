@@ -258,6 +258,8 @@ def test_refused_inputs(kind, structure):
             layer(wrong)
     with pytest.raises(ValueError, match=r"expected torch\.float32 as the parameters are"):
         layer(inputs.double())
+    with pytest.raises(ValueError, match="input: expected it on cpu as the parameters are, got me"):
+        layer(inputs.to("meta"))
     with pytest.raises(TypeError, match="expected a tensor or a PackedSequence, got list"):
         layer([inputs])
     with pytest.raises(ValueError, match="input_size"):
@@ -271,7 +273,7 @@ def test_refused_inputs(kind, structure):
         with pytest.raises(ValueError, match=r"hx.*: expected \(2, 2, 5\)"):
             layer(inputs, with_parts(change))
         if change(flat(state)[0]).ndim == 3:
-            with pytest.raises(ValueError, match=r"hx.*: expected \(2, 2, 5\)"):
+            with pytest.raises(ValueError, match=r"state.*: expected \(2, 2, 5\)"):
                 layer.step(inputs[0], with_parts(change))
     with pytest.raises(ValueError, match=r"expected torch\.float32"):
         layer(inputs, with_parts(lambda s: s.double()))
