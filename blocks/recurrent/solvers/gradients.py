@@ -9,9 +9,10 @@ through a single application of the cell at the solution, whose previous states 
 the initial ones, to inputs, parameters (of closures, too) and initial states: exact, at the cost
 of one step, with nothing kept of the iterations.
 
-"diagonal" takes diag J instead of J for a dense or block2 cell. It is *biased*: for a dense GRU by
-0.8 of the gradient's norm in published measurements (MATH.md §5); `tests/blocks/recurrent` measure
-it for a small one. It costs hidden instead of hidden² a step.
+"diagonal" takes diag J instead of J for a dense or block2 cell. It is *biased*. Measured on the
+gradient of weight_hh of a dense GRU, 64 steps, recurrent weights of standard deviation s/√hidden,
+relative to its norm: 0.34 (hidden 16, s = 1), 0.63 (32, 1.5), 0.75 (64, 1.5), 0.96 (64, 2). It
+costs hidden instead of hidden² a step.
 """
 
 from typing import Any, Literal

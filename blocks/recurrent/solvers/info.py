@@ -87,13 +87,19 @@ TOLERANCE = {
 tolerance; what is left is their rounding."""
 
 
-def report(info: SolveInfo, strict: bool) -> None:
+def report(info: SolveInfo, strict: bool, *, choice: bool) -> None:
     """Says what did not go as it was asked for: as a warning, or as an error.
+
+    Args:
+        info: what happened.
+        strict: whether it is an error.
+        choice: whether the method was the solver's choice; only the result counts then.
 
     Raises:
         ConvergenceError: strict, and a window failed or the states do not fit.
     """
-    if info.converged and not info.failed and info.sequential_from is None:
+    as_asked = choice or (not info.failed and info.sequential_from is None)
+    if info.converged and as_asked:
         return
     found = f"residual {info.residual:.3g}, tolerance {info.tolerance:.3g}"
     if strict:

@@ -53,8 +53,9 @@ def solve(
         initial_state: h_0 of each sequence, (sequences, *cell.state_shape); zeros if None.
         guess: of all states, where iterations start; None takes the state before each window.
         method: "newton", "quasi", "jacobi", "picard", "fixed", "first_order", "clip", "scale",
-            "elk", "sequential", or an object with options, such as `Clip(bound=0.5)`; "auto" takes
-            what is fastest: see `choice`.
+            "elk", "sequential", or an object with options, such as `Clip(bound=0.5)`, are iterated
+            in torch; "auto" takes what is fastest, the fused scan for built-in diagonal cells: see
+            `choice`.
         window: how many steps are solved at once. None begins with all of them and leaves the
             sizes of the next to the solver; a number is kept unless a window fails.
         tolerance: of the residual, relative to states above 1 in size; None is 2e-6 in float32,
@@ -66,7 +67,7 @@ def solve(
             steps, which always suffice but for elk; with window=None 64, and only while the
             residual falls. A sequential solution takes none.
         cu_seqlens: where packed sequences begin, and the end of the last; the batch is then 1.
-        strict: raise instead of trying another way.
+        strict: raise instead of trying another way, except in "auto", whose ways are its choice.
         gradient: "implicit"; or "diagonal", which takes the diagonal of the Jacobian and is
             *biased* for dense and block2 cells, for studies: see `gradients`.
 
@@ -109,9 +110,14 @@ def solve(
         elif isinstance(way, Sequential) and cell.kernel is not None and gradient == "implicit":
             states, info = _fused(system, "sequential", limits)
         else:
-            way = chosen(system, guess) if isinstance(way, str) else way
+            if isinstance(way, str):
+                way = chosen(system, guess)
+                # The other choice was steps in turn: on a CPU they are better than more tries.
+                on_cpu = system.drive.device.type == "cpu"
+                smallest = system.layout.time if on_cpu else limits.smallest
+                limits = replace(limits, retry=True, smallest=smallest)
             states, info = _in_torch(system, way, guess, limits, gradient)
-    report(info, strict)
+    report(info, strict, choice=method == "auto")
     return states, info
 
 

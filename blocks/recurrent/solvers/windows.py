@@ -46,6 +46,7 @@ class Limits:
             residual falls if `window` is None.
         retry: whether windows that do not converge are cut. Otherwise the first ends it all.
         thorough: whether iterations of linear convergence go on below the tolerance.
+        smallest: window that is tried; what is left below it is computed in turn.
     """
 
     window: int | None
@@ -53,6 +54,7 @@ class Limits:
     max_iterations: int | None
     retry: bool
     thorough: bool = True
+    smallest: int = SMALLEST
 
     def at_most(self, tolerance: float) -> "Limits":
         """The same with a tolerance that is not above this."""
@@ -106,7 +108,7 @@ class _Outcome:
     iterations: int
     residual: float
     kept: int
-    """Steps from the first on whose residuals are within the tolerance."""
+    """Steps from the first on that fit: as well as rounding allows, if the window failed."""
 
 
 def solve_in_windows(
@@ -149,7 +151,7 @@ def solve_in_windows(
         if not limits.retry:
             pieces.append((system.guess() if guess is None else guess)[:, stop:])
             break
-        if size < SMALLEST:
+        if size < limits.smallest:
             course.sequential_from, course.windows = start, course.windows + 1
             pieces.append(sequential(system.window(start, time, carry, bounds)))
             break
@@ -178,7 +180,9 @@ def _iterate(system: System, method: Method, states: Tensor, limits: Limits) -> 
         if fits and (residual <= rounding or iterations >= limit or idle >= IDLE):
             return _Outcome(states, iterations, residual, steps)
         if iterations >= limit or idle >= patience(steps):
-            kept = int((by_step <= limits.tolerance).cumprod(0).sum())
+            # What follows on these states has no further iteration to correct them.
+            exact = min(limits.tolerance, 8 * rounding) if limits.thorough else limits.tolerance
+            kept = int((by_step <= exact).cumprod(0).sum())
             return _Outcome(states, iterations, residual, kept)
         if residual < best / 2:
             best, best_at = residual, iterations

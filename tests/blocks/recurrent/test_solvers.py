@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ropewalk.blocks.recurrent.cells import FunctionCell
+from ropewalk.blocks.recurrent.cells import FunctionCell, GRUCell, TanhCell
 from ropewalk.blocks.recurrent.solvers import (
     METHODS,
     Clip,
@@ -179,8 +179,38 @@ def test_auto_takes_the_fused_scan_for_built_in_cells(make_cell, draw):
         inputs, initial, _ = draw(cell)
         _, info = solve(cell, inputs, initial)
         assert info.backend == ("newton_scan" if "diagonal" in name else "torch")
-        if cell.kernel is None:
-            assert info.method == "sequential"  # on a CPU
+
+
+@pytest.mark.parametrize(
+    ("size", "batch", "time", "method"),
+    [
+        (4, 1, 31, "sequential"),
+        (4, 1, 32, "newton"),
+        (40, 1, 32, "sequential"),
+        (16, 4, 32, "newton"),
+        (16, 5, 32, "sequential"),
+    ],
+)
+def test_auto_takes_what_is_fastest_for_dense_cells_on_a_cpu(size, batch, time, method):
+    cell = GRUCell(3, size)
+    _, info = solve(cell, torch.randn(batch, time, 3))
+    assert (info.method, info.sequential_from, info.backend) == (method, None, "torch")
+
+
+@torch.no_grad()
+def test_auto_gives_up_newton_early_and_silently():
+    """Warnings are errors here."""
+    torch.manual_seed(0)
+    cell = TanhCell(8, bounded=False)
+    cell.weight_hh.copy_(torch.diag(6 * torch.rand(8) - 3))
+    inputs = torch.randn(1, 300, 8)
+    states, info = solve(cell, inputs, strict=True)
+    assert info.converged
+    assert len(info.failed) == 1
+    assert info.sequential_from == info.failed[0].kept
+    assert info.windows == 1 + (info.failed[0].kept > 0)
+    expected, _ = solve(cell, inputs, method="sequential")
+    torch.testing.assert_close(states, expected, rtol=0, atol=1e-5)
 
 
 def test_sizes_strides_and_single_batches(make_cell, draw, unrolled):
