@@ -76,8 +76,10 @@ def adjoint_kernel(
     v_at = v_at + (first_step + group) * grad_stride + columns
     place = (batch * time + start) * wide * PARTS + (first_step + group) * x_stride
     x_at = states + place + x_stride + columns
-    b_grad_at = b_grad + place + columns
-    a_grad_at = a_grad + place * PARTS + columns
+    if OF_B:
+        b_grad_at = b_grad + place + columns
+    if OF_A:
+        a_grad_at = a_grad + place * PARTS + columns
 
     of_sequence = sequence.to(tl.int64) * wide * PARTS + columns + group * 0
     before_all = zero(GROUPS, CHANNELS, STRUCTURE)

@@ -81,7 +81,7 @@ class Configuration(NamedTuple):
         }
 
 
-INTERPRETED = Configuration(4, 2, 2, 4, 255)
+INTERPRETED = Configuration(2, 2, 2, 1, 255)
 """Of Triton's interpreter: small, so that small inputs meet every kind of tile."""
 INTERPRETED_CHUNK = 8
 """Steps of a chunk there."""

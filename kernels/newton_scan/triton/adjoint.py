@@ -64,7 +64,8 @@ def adjoint_kernel(
     x_at = inputs + batch * input_batch + (last - group) * x_stride + columns
     v_at = grad + batch * grad_batch + (last - group) * v_stride + columns
     h_at = states + (batch * time + last - 1 - group) * h_stride + columns
-    d_at = input_grad + (batch * time + last - group) * d_stride + columns
+    if OF_INPUTS:
+        d_at = input_grad + (batch * time + last - group) * d_stride + columns
     w = load_parts(weights + columns, wide, within, WEIGHTS)
     of_sequence = sequence.to(tl.int64) * h_stride + columns + group * 0
     start = zero(GROUPS, CHANNELS, STRUCTURE)
