@@ -1,9 +1,10 @@
 """Iterating inside windows of time, each of which starts from the last state of the one before.
 
-After as many iterations as a window has steps it is exact, whatever the method, so that smaller
-windows bound the iterations, and keep a method from overflowing (MATH.md §5). A window that does
-not converge keeps the states that have, its *prefix*; what follows is tried again with half the
-window, and below `SMALLEST` steps one by one. That always ends.
+After as many iterations as a window has steps it is exact, whatever the method but elk, so that
+smaller windows bound the iterations, and keep a method from overflowing: on the stress cells of the
+tests windows of 64 do. A window that does not converge keeps the states that have, its *prefix*;
+what follows is tried again with half the window, and below `SMALLEST` steps one by one. That always
+ends.
 
 A guess may be non-finite on its way; such states are replaced by f of the guess before, so that
 they cannot spoil the next iteration. What is exact already is finite.
@@ -27,8 +28,8 @@ ITERATIONS = 64
 """That a window may take if nothing else is said; those that need more are better cut."""
 
 PATIENCE = 8
-"""Iterations in which the residual of a longer window must halve, or the window is cut."""
-
+"""Iterations in which the residual of a window of more than ITERATIONS steps must halve, or the
+window is cut."""
 
 IDLE = 3
 """Iterations in which the residual of what fits already must halve, or it is as good as rounding
@@ -46,7 +47,9 @@ class Limits:
             residual falls if `window` is None.
         retry: whether windows that do not converge are cut. Otherwise the first ends it all.
         thorough: whether iterations of linear convergence go on below the tolerance.
-        smallest: window that is tried; what is left below it is computed in turn.
+        smallest: window that is tried; what is left below it is computed in turn. If that is all of
+            time, it is computed from its start, and equals the sequential solution to the last bit
+            even where the recurrence is chaotic.
     """
 
     window: int | None
@@ -141,6 +144,8 @@ def solve_in_windows(
             size = (stop - start) // 2
             if not limits.retry:
                 kept = stop - start
+            elif limits.smallest >= time:
+                kept = 0
         if kept:
             course.iterations = max(course.iterations, found.iterations)
             course.windows += 1

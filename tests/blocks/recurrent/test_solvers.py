@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ropewalk.blocks.recurrent.cells import FunctionCell, GRUCell, TanhCell
+from ropewalk.blocks.recurrent.cells import FunctionCell, GRUCell
 from ropewalk.blocks.recurrent.solvers import (
     METHODS,
     Clip,
@@ -199,18 +199,16 @@ def test_auto_takes_what_is_fastest_for_dense_cells_on_a_cpu(size, batch, time, 
 
 @torch.no_grad()
 def test_auto_gives_up_newton_early_and_silently():
-    """Warnings are errors here."""
+    """Warnings are errors here. The cell is chaotic: other rounding would lead somewhere else."""
     torch.manual_seed(0)
-    cell = TanhCell(8, bounded=False)
-    cell.weight_hh.copy_(torch.diag(6 * torch.rand(8) - 3))
-    inputs = torch.randn(1, 300, 8)
+    cell = GRUCell(3, 8, bounded=False)
+    cell.weight_hh.normal_(0, 2)
+    inputs = torch.randn(1, 4096, 3)
     states, info = solve(cell, inputs, strict=True)
     assert info.converged
     assert len(info.failed) == 1
-    assert info.sequential_from == info.failed[0].kept
-    assert info.windows == 1 + (info.failed[0].kept > 0)
-    expected, _ = solve(cell, inputs, method="sequential")
-    torch.testing.assert_close(states, expected, rtol=0, atol=1e-5)
+    assert (info.method, info.sequential_from, info.windows) == ("newton", 0, 1)
+    assert torch.equal(states, solve(cell, inputs, method="sequential")[0])
 
 
 def test_sizes_strides_and_single_batches(make_cell, draw, unrolled):
@@ -223,6 +221,17 @@ def test_sizes_strides_and_single_batches(make_cell, draw, unrolled):
         torch.testing.assert_close(states, expected)
         states, _ = solve(cell, inputs[:1], initial[:1], method=method, window=7)
         torch.testing.assert_close(states, expected[:1])
+
+
+@every_cell
+def test_an_empty_batch(make_cell, name):
+    cell = make_cell(name)
+    inputs = torch.zeros(0, 5, 3, requires_grad=True)
+    for method in ("auto", "newton", "elk", "sequential"):
+        states, info = solve(cell, inputs, method=method)
+        assert states.shape == (0, 5, *cell.state_shape)
+        assert info.converged
+        states.sum().backward()
 
 
 def test_zeros_where_no_initial_state_is_given(make_cell, draw):

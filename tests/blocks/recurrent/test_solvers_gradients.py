@@ -84,7 +84,7 @@ def test_the_last_state_has_gradients_too(make_cell, draw, unrolled, name):
 
 
 def test_the_diagonal_gradient_is_biased(make_cell, draw, unrolled):
-    """Only on request, and this is what it costs; MATH.md §5 gives 0.8 for larger cells."""
+    """Only on request, and this is what it costs: see the figures in `gradients`."""
     torch.manual_seed(0)
     cell = GRUCell(8, 32, bounded=False)
     with torch.no_grad():
