@@ -3,13 +3,11 @@
 from typing import Literal, Self, Unpack
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
+from torch import nn
 
 from ropewalk.blocks.recurrent.cells import Cell, DiagonalGRUCell, GRUCell
-from ropewalk.blocks.recurrent.layers.layer import ParallelRecurrence
 from ropewalk.blocks.recurrent.layers.options import Options
+from ropewalk.blocks.recurrent.layers.single_state import SingleStateRecurrence
 from ropewalk.blocks.recurrent.layers.transfer import (
     check_source,
     give_weights,
@@ -18,7 +16,7 @@ from ropewalk.blocks.recurrent.layers.transfer import (
 )
 
 
-class ParallelGRU(ParallelRecurrence):
+class ParallelGRU(SingleStateRecurrence):
     """A gated recurrent unit with the interface of `nn.GRU`.
 
     By default every channel's gates read only its own state (`DiagonalGRUCell`) and no state can
@@ -88,53 +86,6 @@ class ParallelGRU(ParallelRecurrence):
             device=device,
             dtype=dtype,
         )
-
-    def forward(
-        self,
-        input: Tensor | PackedSequence,  # noqa: A002 - nn.GRU's name
-        hx: Float[Tensor, "layers *batch hidden"] | None = None,
-    ) -> tuple[Tensor | PackedSequence, Float[Tensor, "layers *batch hidden"]]:
-        """Outputs of whole sequences and the states after their last steps.
-
-        Args:
-            input: (time, batch, input_size), with `batch_first` (batch, time, input_size), without
-                a batch (time, input_size), or packed, which is computed without padding. No steps
-                give no outputs and the initial state. NaN passes into what follows in its sequence,
-                as in torch's layer; methods of the solvers refuse it.
-            hx: (num_layers · directions, batch, hidden_size) in the dtype of the input, without a
-                batch (num_layers · directions, hidden_size); zeros if None. Of packed sequences in
-                the order in which they were given.
-
-        Returns:
-            As `nn.GRU`: outputs in the form of the input, and the states in the form of `hx`.
-            Under autocast both are in its dtype.
-
-        Raises:
-            ValueError: shapes, dtypes or devices that do not fit.
-            TypeError: no tensors.
-        """
-        outputs, (states,) = self._forward(input, None if hx is None else (hx,))
-        return outputs, states
-
-    def step(
-        self,
-        inputs: Float[Tensor, "batch input"],
-        state: Float[Tensor, "layers batch hidden"] | None = None,
-    ) -> tuple[Float[Tensor, "batch hidden"], Float[Tensor, "layers batch hidden"]]:
-        """One step of generation through all layers.
-
-        Args:
-            inputs: (batch, input_size).
-            state: of the step before or of `forward`; zeros if None.
-
-        Returns:
-            The output, and the state, as `forward` gives them for the whole sequence.
-
-        Raises:
-            ValueError: a bidirectional layer, a fixed number of iterations, or wrong shapes.
-        """
-        output, (state,) = self._step(inputs, None if state is None else (state,))
-        return output, state
 
     @classmethod
     def from_gru(cls, gru: nn.GRU, *, structure: Literal["diagonal", "dense"] = "dense") -> Self:
