@@ -73,7 +73,7 @@ def adjoint_kernel(
     x_stride = signed(wide * PARTS, BACKWARDS)
     a_at = a + batch * a_batch + start * a_time + (first_step + group) * a_stride + columns
     v_at = grad + batch * grad_batch + start * grad_time
-    v_at = v_at + (first_step + group) * grad_stride + columns
+    v_at += (first_step + group) * grad_stride + columns
     place = (batch * time + start) * wide * PARTS + (first_step + group) * x_stride
     x_at = states + place + x_stride + columns
     if OF_B:
@@ -97,13 +97,13 @@ def adjoint_kernel(
             exists = step < last_step
             inside = exists & within
             loaded = load_coefficient(a_at, a_row, a_column, exists, inside, STRUCTURE)
-            coefficients = coefficients + (adjoint(loaded, STRUCTURE),)
-            given = given + (load_state(v_at, grad_part, inside, STRUCTURE),)
+            coefficients += (adjoint(loaded, STRUCTURE),)
+            given += (load_state(v_at, grad_part, inside, STRUCTURE),)
             if OF_A:
                 x = load_state(x_at, wide, inside & (step + 1 < length), STRUCTURE)
                 if INITIAL:
                     x = choose(step + 1 == length, before_all, x, STRUCTURE)
-                before = before + (x,)
+                before += (x,)
                 x_at += x_stride
             a_at += a_stride
             v_at += grad_stride

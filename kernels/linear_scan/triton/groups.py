@@ -103,7 +103,7 @@ def last_group(x, GROUPS: tl.constexpr, CHANNELS: tl.constexpr):
     y = ()
     for part in tl.static_range(len(x)):
         row = tl.sum(tl.where(last, x[part], 0.0), axis=0)
-        y = y + (tl.broadcast_to(row[None, :], [GROUPS, CHANNELS]),)
+        y += (tl.broadcast_to(row[None, :], [GROUPS, CHANNELS]),)
     return y
 
 

@@ -33,12 +33,12 @@ def structure_of(p: Problem) -> str:
 
 
 def numbers(x: Tensor) -> Tensor:
-    """x, of complex numbers with pairs (real, imaginary) in place of channels."""
+    """The same, of complex numbers with pairs (real, imaginary) in place of channels."""
     return torch.view_as_real(x).flatten(-2) if x.is_complex() else x
 
 
 def readable(x: Tensor) -> Tensor:
-    """x as real numbers whose channels are neighbours; what was expanded stays so."""
+    """The same as real numbers whose channels are neighbours; what was expanded stays so."""
     if x.is_conj() or x.is_neg():
         x = x.resolve_conj().resolve_neg()
     if x.shape[-1] > 1 and x.stride(-1) != 1:

@@ -55,7 +55,7 @@ def scan_kernel(
     a_at = a + batch * a_batch + start * a_time + (first_step + group) * a_stride + columns
     b_at = b + batch * b_batch + start * b_time + (first_step + group) * b_stride + columns
     x_at = states + (batch * time + start) * wide * PARTS
-    x_at = x_at + (first_step + group) * x_stride + columns
+    x_at += (first_step + group) * x_stride + columns
     carry = zero(GROUPS, CHANNELS, STRUCTURE)
     if INITIAL:
         at = initial + (sequence.to(tl.int64) * chunks + chunk) * wide * PARTS + columns
@@ -68,8 +68,8 @@ def scan_kernel(
             exists = tile + group + i < last_step
             inside = exists & within
             given = load_coefficient(a_at, a_row, a_column, exists, inside, STRUCTURE)
-            coefficients = coefficients + (given,)
-            added = added + (load_state(b_at, b_part, inside, STRUCTURE),)
+            coefficients += (given,)
+            added += (load_state(b_at, b_part, inside, STRUCTURE),)
             a_at += a_stride
             b_at += b_stride
         x = carry

@@ -15,7 +15,7 @@ import triton.language as tl
 
 @triton.jit
 def times(p, x, SAFE: tl.constexpr):
-    """p x; where SAFE, zero times anything is 0, also times a product that left float32."""
+    """The product p x; where SAFE, zero times anything is 0, also times what left float32."""
     y = p * x
     if SAFE:
         y = tl.where((p == 0.0) | (x == 0.0), 0.0, y)
@@ -55,11 +55,7 @@ def compose(a, b, STRUCTURE: tl.constexpr, SAFE: tl.constexpr = False):
 @triton.jit
 def add(x, y, STRUCTURE: tl.constexpr):
     """The state x + y."""
-    if STRUCTURE == "real":
-        z = (x[0] + y[0],)
-    else:
-        z = (x[0] + y[0], x[1] + y[1])
-    return z
+    return (x[0] + y[0],) if STRUCTURE == "real" else (x[0] + y[0], x[1] + y[1])
 
 
 @triton.jit
@@ -100,11 +96,7 @@ def choose(condition, x, y, STRUCTURE: tl.constexpr):
 def zero(GROUPS: tl.constexpr, CHANNELS: tl.constexpr, STRUCTURE: tl.constexpr):
     """The state 0."""
     nothing = tl.zeros([GROUPS, CHANNELS], tl.float32)
-    if STRUCTURE == "real":
-        z = (nothing,)
-    else:
-        z = (nothing, nothing)
-    return z
+    return (nothing,) if STRUCTURE == "real" else (nothing, nothing)
 
 
 @triton.jit

@@ -75,8 +75,8 @@ def summary_kernel(
             if ADJOINT:
                 given = adjoint(given, STRUCTURE)
                 value = apply(given, value, STRUCTURE)
-            coefficients = coefficients + (given,)
-            added = added + (value,)
+            coefficients += (given,)
+            added += (value,)
             a_at += a_stride
             b_at += b_stride
         a_at += (GROUPS - 1) * ROWS * a_stride

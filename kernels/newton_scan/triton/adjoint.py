@@ -73,20 +73,20 @@ def adjoint_kernel(
         start = load_state(initial + of_sequence, wide, everywhere, STRUCTURE)
     carry = zero(GROUPS, CHANNELS, STRUCTURE)
     sums = ()
-    for row in tl.static_range(WEIGHTS):
-        sums = sums + (tl.zeros([GROUPS, CHANNELS], tl.float32),)
+    for _ in tl.static_range(WEIGHTS):
+        sums += (tl.zeros([GROUPS, CHANNELS], tl.float32),)
 
     for tile in range(0, length, GROUPS * ROWS):
         x_rows, h_rows, v_rows = (), (), ()
         for i in tl.static_range(ROWS):
             step = tile + group + i
             inside = (step < length) & within
-            x_rows = x_rows + (load_parts(x_at, input_gate, inside, GATES),)
-            v_rows = v_rows + (load_state(v_at, grad_part, inside, STRUCTURE),)
+            x_rows += (load_parts(x_at, input_gate, inside, GATES),)
+            v_rows += (load_state(v_at, grad_part, inside, STRUCTURE),)
             h = load_state(h_at, wide, inside & (step + 1 < length), STRUCTURE)
             if INITIAL:
                 h = choose(step + 1 == length, start, h, STRUCTURE)
-            h_rows = h_rows + (h,)
+            h_rows += (h,)
             x_at -= x_stride
             v_at -= v_stride
             h_at -= h_stride
@@ -112,7 +112,7 @@ def adjoint_kernel(
             if OF_WEIGHTS:
                 total = ()
                 for row in tl.static_range(WEIGHTS):
-                    total = total + (sums[row] + tl.where(exists, of_w[row], 0.0),)
+                    total += (sums[row] + tl.where(exists, of_w[row], 0.0),)
                 sums = total
         if GROUPS == 1:
             carry = y

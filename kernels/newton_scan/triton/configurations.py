@@ -3,9 +3,9 @@
 Chosen by reasoning and not by the clock. A thread has so many rows of a window that their inputs,
 states, residuals and Jacobians fit its registers. Where chains are many, 32 channels, a line of
 float32, and windows of 32 steps and less are enough to fill the chip, and short windows take few
-iterations. Where they are few, a program has eight channels, a sector, and eight warps, so that
-windows are eight times as long: a window's iterations wait for each other, and longer windows are
-fewer. Steps in turn have a thread for each chain.
+iterations. Where they are few, a program has eight channels, a sector, or four, and eight warps, so
+that windows are 8 or 16 times as long: a window's iterations wait for each other, and longer
+windows are fewer. Steps in turn have a thread for each chain.
 """
 
 from typing import NamedTuple
@@ -78,9 +78,11 @@ def in_windows(
     if interpreted():
         wanted = INTERPRETED.tile if window is None else window
         return INTERPRETED._replace(groups=_groups(wanted, INTERPRETED.rows, 8))
-    block, warps = WIDE
-    if sequences * ceil_divide(channels, block) < processors(device):
+    chips, (block, warps) = processors(device), WIDE
+    if sequences * ceil_divide(channels, block) < chips:
         block, warps = NARROW
+    while block > LEAST_CHANNELS and 2 * sequences * ceil_divide(channels, block) <= chips:
+        block //= 2
     block = min(block, power_of_two(channels))
     most = warps * LANES // block
     if window is not None:

@@ -5,7 +5,7 @@ large chips, in one table, for a measurement to replace. In clock cycles, of T s
 fill p programs of C channels on P processors, each of which issues four instructions at a time,
 
     in turn   T · max(latency, n · step / 4)                  n = p / P warps on a processor
-    windows   ⌈T / W⌉ · evaluations · (round + q · W C / 32 · linearised / 4)    q = p' / P, at least 1
+    windows   ⌈T / W⌉ · evaluations · (round + q · W C / 32 · linearised / 4)    q = p' / P ≥ 1
 
 Steps in turn wait for their arithmetic until warps are many enough to hide it. Windows do the work
 of an evaluation several times over, so they win where chains are few and time is long; where chains

@@ -13,7 +13,7 @@ def load_parts(at, part, inside, COUNT: tl.constexpr):
     x = ()
     for index in tl.static_range(COUNT):
         value = tl.load(at + index * part, mask=inside, other=0.0)
-        x = x + (value.to(tl.float32),)
+        x += (value.to(tl.float32),)
     return x
 
 

@@ -33,11 +33,7 @@ from ropewalk.kernels.newton_scan.triton.memory import greatest, load_parts
 @triton.jit
 def _minus(x, y, STRUCTURE: tl.constexpr):
     """The state x − y."""
-    if STRUCTURE == "real":
-        z = (x[0] - y[0],)
-    else:
-        z = (x[0] - y[0], x[1] - y[1])
-    return z
+    return (x[0] - y[0],) if STRUCTURE == "real" else (x[0] - y[0], x[1] - y[1])
 
 
 @triton.jit
@@ -138,8 +134,8 @@ def newton_kernel(
         for i in tl.static_range(ROWS):
             inside = (group + i < last) & within
             x_at = x_begin + (begin + i) * x_stride
-            x_rows = x_rows + (load_parts(x_at, input_gate, inside, GATES),)
-            h_rows = h_rows + (carry,)
+            x_rows += (load_parts(x_at, input_gate, inside, GATES),)
+            h_rows += (carry,)
         entry = carry
         count = sequence * 0
         gap = tolerance + 1.0
@@ -159,8 +155,8 @@ def newton_kernel(
                 slopes = or_one(exists, slopes, STRUCTURE)
                 r = _minus(new, h_rows[i], STRUCTURE)
                 here = tl.maximum(here, tl.where(exists, greatest(new, h_rows[i]), 0.0))
-                r_rows = r_rows + (r,)
-                slope_rows = slope_rows + (slopes,)
+                r_rows += (r,)
+                slope_rows += (slopes,)
                 if GROUPS > 1:
                     product = compose(slopes, product, STRUCTURE)
                     end = add(apply(slopes, end, STRUCTURE), r, STRUCTURE)
@@ -174,7 +170,7 @@ def newton_kernel(
                 moved = apply(slope_rows[i], change, STRUCTURE)
                 change = add(moved, r_rows[i], STRUCTURE)
                 h = add(h_rows[i], _finite(change, r_rows[i], STRUCTURE), STRUCTURE)
-                updated = updated + (choose(more, h, h_rows[i], STRUCTURE),)
+                updated += (choose(more, h, h_rows[i], STRUCTURE),)
             h_rows = updated
             if GROUPS > 1:
                 entry = _behind(h_rows[ROWS - 1], carry, STRUCTURE)

@@ -21,7 +21,7 @@ def _load_rows(at, stride, gate, steps, within, GATES: tl.constexpr, ROWS: tl.co
     """The inputs of the next ROWS steps, as far as there are so many."""
     rows = ()
     for i in tl.static_range(ROWS):
-        rows = rows + (load_parts(at + i * stride, gate, (i < steps) & within, GATES),)
+        rows += (load_parts(at + i * stride, gate, (i < steps) & within, GATES),)
     return rows
 
 
