@@ -52,8 +52,8 @@ def load_state(at, part, inside, STRUCTURE: tl.constexpr):
     """A state of each group and channel, 0 outside; `part` is from one part of it to the next."""
     if STRUCTURE == "complex":
         pairs = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-        x = tl.split(tl.reshape(pairs, [pairs.shape[0], pairs.shape[1] // 2, 2]))
-        x = (x[0], x[1])
+        real, imaginary = tl.split(tl.reshape(pairs, [pairs.shape[0], pairs.shape[1] // 2, 2]))
+        x = (real, imaginary)
     elif STRUCTURE == "block2":
         first = tl.load(at, mask=inside, other=0.0).to(tl.float32)
         x = (first, tl.load(at + part, mask=inside, other=0.0).to(tl.float32))

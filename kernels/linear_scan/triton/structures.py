@@ -12,6 +12,8 @@ block2      (a00, a01, a10, a11)   (x0, x1)
 import triton
 import triton.language as tl
 
+NO = tl.constexpr(False)
+
 
 @triton.jit
 def times(p, x, SAFE: tl.constexpr):
@@ -23,7 +25,7 @@ def times(p, x, SAFE: tl.constexpr):
 
 
 @triton.jit
-def apply(a, x, STRUCTURE: tl.constexpr, SAFE: tl.constexpr = False):
+def apply(a, x, STRUCTURE: tl.constexpr, SAFE: tl.constexpr = NO):
     """The state a x."""
     if STRUCTURE == "real":
         y = (times(a[0], x[0], SAFE),)
@@ -41,7 +43,7 @@ def apply(a, x, STRUCTURE: tl.constexpr, SAFE: tl.constexpr = False):
 
 
 @triton.jit
-def compose(a, b, STRUCTURE: tl.constexpr, SAFE: tl.constexpr = False):
+def compose(a, b, STRUCTURE: tl.constexpr, SAFE: tl.constexpr = NO):
     """The coefficient a b, of which b comes first."""
     if STRUCTURE == "block2":
         left = apply(a, (b[0], b[2]), STRUCTURE, SAFE)

@@ -46,8 +46,8 @@ def summary_kernel(
         ends: float32 (sequences, chunks, state).
         channels: numbers in a row of a state's part: of complex numbers twice as many.
     """
-    COLUMNS: tl.constexpr = 2 * CHANNELS if STRUCTURE == "complex" else CHANNELS
-    PARTS: tl.constexpr = 2 if STRUCTURE == "block2" else 1
+    COLUMNS: tl.constexpr = CHANNELS * (1 + (STRUCTURE == "complex"))
+    PARTS: tl.constexpr = 1 + (STRUCTURE == "block2")
     program = tl.program_id(0)
     block = program % blocks
     chunk = program // blocks % chunks

@@ -48,7 +48,7 @@ def adjoint_kernel(
         weight_parts: float32 (sequences, rows, channels); written where OF_WEIGHTS.
         initial_grad: (sequences, state); written where OF_INITIAL.
     """
-    PARTS: tl.constexpr = 2 if STRUCTURE == "block2" else 1
+    PARTS: tl.constexpr = 1 + (STRUCTURE == "block2")
     program = tl.program_id(0)
     block = program % blocks
     sequence = program // blocks
@@ -73,7 +73,7 @@ def adjoint_kernel(
         start = load_state(initial + of_sequence, wide, everywhere, STRUCTURE)
     carry = zero(GROUPS, CHANNELS, STRUCTURE)
     sums = ()
-    for _ in tl.static_range(WEIGHTS):
+    for _row in tl.static_range(WEIGHTS):
         sums += (tl.zeros([GROUPS, CHANNELS], tl.float32),)
 
     for tile in range(0, length, GROUPS * ROWS):

@@ -107,7 +107,7 @@ def newton_kernel(
         window: steps that are solved at once, at most GROUPS · ROWS.
         limit: iterations of a window, at most.
     """
-    PARTS: tl.constexpr = 2 if STRUCTURE == "block2" else 1
+    PARTS: tl.constexpr = 1 + (STRUCTURE == "block2")
     program = tl.program_id(0)
     block = program % blocks
     sequence = program // blocks

@@ -33,7 +33,7 @@ def sequential_kernel(
     ROWS: tl.constexpr, CHANNELS: tl.constexpr, PACKED: tl.constexpr, INITIAL: tl.constexpr,
 ):  # fmt: skip
     """Programs: blocks of channels, within sequences. Arguments as in `newton_kernel`."""
-    PARTS: tl.constexpr = 2 if STRUCTURE == "block2" else 1
+    PARTS: tl.constexpr = 1 + (STRUCTURE == "block2")
     program = tl.program_id(0)
     block = program % blocks
     sequence = program // blocks

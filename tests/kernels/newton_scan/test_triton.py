@@ -20,8 +20,8 @@ both = pytest.mark.parametrize("options", [NEWTON, IN_TURN], ids=["windows", "in
 
 def problem_of(recurrence, cu=None, dtype: torch.dtype = FP32) -> Problem:
     r = recurrence
-    given = [None if t is None else t.detach() for t in (r.inputs, r.weights, r.initial)]
-    return Problem(given[0].to(dtype), given[1], given[2], r.cell, cu)
+    initial = None if r.initial is None else r.initial.detach()
+    return Problem(r.inputs.detach().to(dtype), r.weights.detach(), initial, r.cell, cu)
 
 
 def close(ours: Tensor, truth: Tensor, tolerance: float = 2e-5) -> None:
