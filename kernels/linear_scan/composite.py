@@ -1,7 +1,9 @@
 """The scan in ordinary torch, for torch.func and for gradients of gradients.
 
 Doubling (Hillis and Steele): after k rounds each step holds the last 2ᵏ in one, so there are log₂ T
-rounds over all of time. Nothing is written in place, so that every transform can follow.
+rounds over all of time. Nothing is written in place, so that every transform can follow. Products
+of coefficients over all of time must be finite: from a state of zero they may overflow alone, and
+what comes out there is not a number.
 """
 
 import torch

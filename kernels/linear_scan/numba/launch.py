@@ -39,7 +39,7 @@ def unsupported(x: Tensor) -> str | None:
 def forward(problem: Problem) -> Tensor:
     """All states, of b's shape and dtype; half precision is computed in float32."""
     dtype = compute_dtype(problem.b.dtype)
-    states = torch.empty(problem.b.shape, dtype=dtype)
+    states = torch.empty(problem.b.shape, dtype=dtype, device="cpu")
     if states.numel() == 0:
         return states.to(problem.b.dtype)
     sequences = _sequences(problem)
@@ -66,9 +66,9 @@ def backward(problem: Problem, states: Tensor, grad: Tensor, needs: Needs) -> Gr
         needs: which.
     """
     dtype = compute_dtype(problem.b.dtype)
-    b_grad = torch.empty(problem.b.shape, dtype=dtype)
-    a_grad = torch.empty(problem.a.shape if needs.a else (1,), dtype=dtype)
-    carry = torch.zeros((problem.sequences, *problem.b.shape[2:]), dtype=dtype)
+    b_grad = torch.empty(problem.b.shape, dtype=dtype, device="cpu")
+    a_grad = torch.empty(problem.a.shape if needs.a else (1,), dtype=dtype, device="cpu")
+    carry = torch.zeros((problem.sequences, *problem.b.shape[2:]), dtype=dtype, device="cpu")
     if b_grad.numel() > 0:
         sequences = _sequences(problem)
         out = flat(states, dtype)
@@ -103,7 +103,11 @@ def _walked(x: Flat, sequences: Sequences, matrix: bool = False) -> tuple[Any, .
 def _initial(problem: Problem, dtype: torch.dtype) -> Any:
     """(sequences · …,), without gaps."""
     if problem.initial is None:
-        return torch.zeros((problem.sequences, *problem.b.shape[2:]), dtype=dtype).view(-1).numpy()
+        return (
+            torch.zeros((problem.sequences, *problem.b.shape[2:]), dtype=dtype, device="cpu")
+            .view(-1)
+            .numpy()
+        )
     given = problem.initial.detach().resolve_conj().resolve_neg()
     return given.to(dtype).contiguous().view(-1).numpy()
 

@@ -31,7 +31,7 @@ def adjoint(
     """
     turned = adjoint_of(structure, a)
     if grad.shape[1] == 0:
-        return (torch.empty_like(a) if needs_a else None), grad, torch.zeros_like(initial)
+        return (torch.empty_like(a) if needs_a else None), grad.clone(), torch.zeros_like(initial)
     # g of the last step is its gradient; each other takes the coefficients of the step after it.
     if reverse:
         end, inner, after, before = slice(0, 1), slice(1, None), slice(0, -1), -1

@@ -6,8 +6,8 @@ those products is added. That is 2 · steps + chunks calls of torch in the place
 are steps of time. Wide batches fill a call by themselves and are run step by step, which moves the
 fewest bytes.
 
-Products are of at most `LONGEST` steps, so that they overflow only where coefficients above one do
-so within a chunk; the recurrence itself mostly has overflown there too.
+A product may overflow where the recurrence does not, from a state of zero or a tiny one. Chunks are
+then cut shorter, down to single steps, so that what is finite step by step is finite here.
 """
 
 from itertools import pairwise
@@ -22,6 +22,8 @@ LONGEST = 64
 """Steps of a chunk."""
 WIDE = 4096
 """Numbers of a step from which a call of torch is no longer dominated by its overhead."""
+SHORTEST = 4
+"""Steps of a chunk; below that single steps are taken."""
 SHORT = 48
 """Steps of time up to which chunks save no calls."""
 MATRIX = 16
@@ -39,18 +41,19 @@ def scan(structure: Structure, a: Tensor, b: Tensor, initial: Tensor, *, reverse
         reverse: whether time runs backwards.
     """
     states = torch.empty_like(b, memory_format=torch.contiguous_format)
-    time = b.shape[1]
-    steps = _steps(structure, b)
-    chunks = time // steps
-    whole = chunks * steps
+    time, steps, whole = b.shape[1], _steps(structure, b), 0
+    while not whole and SHORTEST <= steps <= time:
+        chunks = time // steps
+        tried = chunks * steps
+        part = slice(time - tried, time) if reverse else slice(0, tried)
+        cut = [x[:, part].unflatten(1, (chunks, steps)) for x in (a, b, states)]
+        last = _in_chunks(structure, cut[0], cut[1], cut[2], initial, reverse=reverse)
+        if last is not None:
+            initial, whole = last, tried
+        steps //= 4
     # What is left over is run last: at the end of time, or at its beginning.
-    first, last = slice(0, whole), slice(whole, time)
-    if reverse:
-        first, last = slice(time - whole, time), slice(0, time - whole)
-    if whole:
-        cut = [x[:, first].unflatten(1, (chunks, steps)) for x in (a, b, states)]
-        initial = _in_chunks(structure, cut[0], cut[1], cut[2], initial, reverse=reverse)
-    _step_by_step(structure, a[:, last], b[:, last], states[:, last], initial, reverse=reverse)
+    rest = slice(0, time - whole) if reverse else slice(whole, time)
+    _step_by_step(structure, a[:, rest], b[:, rest], states[:, rest], initial, reverse=reverse)
     return states
 
 
@@ -76,8 +79,11 @@ def _step_by_step(
 
 def _in_chunks(
     structure: Structure, a: Tensor, b: Tensor, states: Tensor, x: Tensor, *, reverse: bool
-) -> Tensor:
-    """Fills states, all (batch, chunks, steps, …), and gives the last one."""
+) -> Tensor | None:
+    """Fills states, all (batch, chunks, steps, …), and gives the last one.
+
+    None if a product is not finite: then it would be times zero what no number is.
+    """
     products = torch.empty_like(a, memory_format=torch.contiguous_format)
     steps, chunks = range(a.shape[2]), range(a.shape[1])
     order, chunk_order = (
@@ -90,6 +96,9 @@ def _in_chunks(
         compose(structure, a[:, :, t], products[:, :, before], products[:, :, t])
         advance(structure, a[:, :, t], states[:, :, before], b[:, :, t], states[:, :, t])
     end = order[-1]
+    # No further step makes a product finite again, so that the last ones tell of all.
+    if not _finite(products[:, :, end]):
+        return None
     first_states = torch.empty_like(states[:, :, end])
     for chunk in chunk_order:
         first_states[:, chunk].copy_(x)
@@ -103,3 +112,10 @@ def _in_chunks(
         )
     add_product(structure, states, products, first_states.unsqueeze(2))
     return x
+
+
+def _finite(products: Tensor) -> bool:
+    """Taken for granted while a CUDA graph is captured, which cannot read."""
+    if products.is_cuda and torch.cuda.is_current_stream_capturing():
+        return True
+    return bool(products.isfinite().all())

@@ -31,6 +31,18 @@ def test_opcheck(make_scan, structure, dtype, packed, backend):
 
 @pytest.mark.opcheck
 @pytest.mark.parametrize("backend", ["reference", "numba"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_opcheck_of_no_steps(make_scan, structure, reverse, backend):
+    """What comes out of an operator must not be what went in."""
+    scan = make_scan(structure, 2, 0, 3)
+    torch.library.opcheck(op.linear_scan_op, (*scan.tensors, None, reverse, backend))
+    a, b, x = (t.detach() for t in scan.tensors)
+    rest = (None, b, torch.empty_like(b), [True] * 3, reverse, backend)
+    torch.library.opcheck(op.linear_scan_backward_op, (a, x, *rest))
+
+
+@pytest.mark.opcheck
+@pytest.mark.parametrize("backend", ["reference", "numba"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_gradcheck(make_scan, structure, dtype, reverse, backend):
@@ -166,3 +178,22 @@ def test_parameters_and_inference_tensors(make_scan):
     torch.testing.assert_close(linear_scan(copy.deepcopy(parameter), scan.b, scan.initial), plain)
     with torch.inference_mode():
         torch.testing.assert_close(linear_scan(*scan.tensors), plain.detach())
+
+
+@pytest.fixture
+def elsewhere():
+    """New tensors are made on another device than the ones that are given."""
+    torch.set_default_device("meta")
+    yield
+    torch.set_default_device(None)
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+def test_the_default_device_does_not_matter(make_scan, structure, backend, request):
+    cu = torch.tensor([0, 4, 9])
+    scan = make_scan(structure, 1, 9, 3, sequences=2)
+    request.getfixturevalue("elsewhere")
+    for initial in (scan.initial, None):
+        states = linear_scan(scan.a, scan.b, initial, cu_seqlens=cu, backend=backend)
+        (grad,) = torch.autograd.grad(states.sum(), scan.a)
+        assert states.device == grad.device == cu.device

@@ -34,7 +34,8 @@ def check(scan, oracle, *, reverse, backend, bounds=None, tolerance=1e-10):
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("initial", [False, True])
 @pytest.mark.parametrize(
-    ("batch", "time", "channels"), [(1, 1, 1), (2, 7, 3), (1, 131, 5), (3, 48, 2), (2, 0, 3)]
+    ("batch", "time", "channels"),
+    [(1, 1, 1), (2, 7, 3), (1, 131, 5), (3, 48, 2), (2, 0, 3), (0, 60, 3), (2, 60, 0)],
 )
 def test_states_and_gradients(
     make_scan, scan_oracle, structure, batch, time, channels, initial, reverse, backend
@@ -102,6 +103,35 @@ def test_a_sequence_that_overflows_leaves_its_neighbours_alone(backend):
     x = linear_scan(a, b, cu_seqlens=cu, backend=backend)
     assert x[0, 150:200].isinf().any()
     torch.testing.assert_close(x[0, 200:], torch.arange(1.0, 101.0).unsqueeze(1).expand(-1, 2))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(("growth", "first"), [(1e3, 0.0), (1e12, 1e-30)])
+def test_products_that_overflow_where_no_state_does(
+    scan_oracle, structure, growth, first, reverse, backend
+):
+    """Nothing grows out of zero, and little out of little before it is taken back."""
+    factors = torch.full((400,), 0.5)
+    if first:
+        factors[100:105], factors[105:110] = growth, 1 / growth
+        factors[:100] = 1.0
+    else:
+        factors[:200] = growth
+    a = factors.view(1, -1, 1).repeat(1, 1, 2)
+    b = torch.randn(1, 400, 2) * (torch.arange(400) >= 200).view(1, -1, 1)
+    initial = torch.full((1, 2), first)
+    if structure == "dense":
+        a = torch.diag_embed(a)
+    if structure == "block2":
+        a = torch.eye(2).view(2, 2, 1) * a.unsqueeze(-2).unsqueeze(-2)
+        b, initial = (x.unsqueeze(-2).repeat_interleave(2, -2) for x in (b, initial))
+    if reverse:
+        a, b = a.flip(1), b.flip(1)
+    wanted = scan_oracle(a, b, initial, reverse=reverse)
+    assert wanted.isfinite().all()
+    got = linear_scan(a, b, initial, reverse=reverse, backend=backend)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
