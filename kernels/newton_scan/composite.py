@@ -21,7 +21,7 @@ def composite_scan(problem: Problem) -> Scanned:
         states = torch.cat(
             [_steps(p, part, w, initial[i : i + 1]) for i, part in enumerate(parts)], dim=1
         )
-    none = torch.zeros(p.sequences, p.channels, device=x.device)
+    none = torch.zeros(p.sequences, p.channels, dtype=torch.float32, device=x.device)
     return Scanned(states.to(p.inputs.dtype), none.int(), none)
 
 

@@ -115,7 +115,8 @@ class Scanned(NamedTuple):
         residual: (sequences, channels) float32, the greatest |f(h_(t−1), x_t) − h_t|. Of a window
             that ended within the tolerance it is what the last iteration met, and then corrected;
             of one that used up its iterations it is what is left in its states, evaluated once
-            more. 0 if steps were taken one after another.
+            more. 0 if steps were taken one after another. In half precision it is that of the
+            states before they are rounded.
     """
 
     states: Tensor

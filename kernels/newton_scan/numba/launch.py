@@ -33,9 +33,11 @@ def unsupported(x: Tensor) -> str | None:
 def forward(problem: Problem, options: Options) -> Scanned:
     """The states, by one step after another unless Newton's method is asked for."""
     chains = (problem.sequences, problem.channels)
-    states = torch.empty((problem.batch, problem.time, *problem.state_shape), dtype=problem.dtype)
-    iterations = torch.zeros(chains, dtype=torch.int32)
-    residual = torch.zeros(chains, dtype=problem.dtype)
+    states = torch.empty(
+        (problem.batch, problem.time, *problem.state_shape), dtype=problem.dtype, device="cpu"
+    )
+    iterations = torch.zeros(chains, dtype=torch.int32, device="cpu")
+    residual = torch.zeros(chains, dtype=problem.dtype, device="cpu")
     if states.numel() > 0:
         sequences = _sequences(problem)
         given = (
@@ -76,9 +78,9 @@ def backward(
         options: of the forward.
     """
     dtype = problem.dtype
-    x_grad = torch.empty(problem.inputs.shape, dtype=dtype)
-    initial_grad = torch.zeros((problem.sequences, *problem.state_shape), dtype=dtype)
-    weights_grad = torch.zeros(problem.weights.shape, dtype=torch.float64)
+    x_grad = torch.empty(problem.inputs.shape, dtype=dtype, device="cpu")
+    initial_grad = torch.zeros((problem.sequences, *problem.state_shape), dtype=dtype, device="cpu")
+    weights_grad = torch.zeros(problem.weights.shape, dtype=torch.float64, device="cpu")
     if x_grad.numel() > 0:
         sequences = _sequences(problem)
         shares = _plan(problem, sequences, 2.0)
@@ -127,5 +129,5 @@ def _initial(problem: Problem) -> np.ndarray:
     """(sequences · …,), without gaps."""
     if problem.initial is None:
         shape = (problem.sequences, *problem.state_shape)
-        return torch.zeros(shape, dtype=problem.dtype).view(-1).numpy()
+        return torch.zeros(shape, dtype=problem.dtype, device="cpu").view(-1).numpy()
     return problem.initial.detach().to(problem.dtype).contiguous().view(-1).numpy()

@@ -4,11 +4,12 @@ With r_t = f(h_(t−1), x_t) − h_t at the guess h and J_t there, an iteration 
 
     δ_t = J_t δ_(t−1) + r_t,    δ_0 = 0
 
-so that steps that are exact stay as they are, to the bit. After k iterations the first k steps are
-exact, because step t depends on no guess then: as many iterations as a window has steps always end
-exact. A guess may be so far off that δ overflows although the sequence is stable (|J| > 1 along the
-guess, not along the solution). There the state becomes f(h_(t−1), x_t), which is bounded, and exact
-as soon as the step before it is.
+and the next guess is f(h_(t−1), x_t) + J_t δ_(t−1): steps that are exact stay as they are, to the
+bit, and the one after them becomes exact however far off its guess was. After k iterations the
+first k steps are exact: as many iterations as a window has steps always end exact. A guess may be
+so far off that δ overflows although the sequence is stable (|J| > 1 along the guess, not along the
+solution). There the state becomes f(h_(t−1), x_t), which is bounded, and exact as soon as the step
+before it is.
 
 A window that is not given starts as all of time, and shrinks where that does not end soon: what is
 exact by then is kept.
@@ -29,7 +30,12 @@ SMALLEST = 32
 
 
 def newton(
-    cell: Cell, x: Tensor, w: Tensor, initial: Tensor, options: Options
+    cell: Cell,
+    x: Tensor,
+    w: Tensor,
+    initial: Tensor,
+    options: Options,
+    lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """States, iterations and residuals, see `Scanned`.
 
@@ -39,11 +45,18 @@ def newton(
         w: (rows, channels).
         initial: (batch, …), the states before.
         options: window, tolerance and iterations.
+        lengths: (batch,), the steps of each row; what comes after them is padding, which nothing is
+            reported of.
     """
     batch, time, _, channels = x.shape
     states = x.new_empty(batch, time, *initial.shape[1:])
     iterations = torch.zeros(batch, channels, dtype=torch.int32, device=x.device)
     residual = torch.zeros(batch, channels, dtype=x.dtype, device=x.device)
+    if states.numel() == 0:
+        return states, iterations, residual.float()
+    padding = None
+    if lengths is not None:
+        padding = torch.arange(time, device=x.device) >= lengths.unsqueeze(1)
     start, window = 0, options.window or time
     while start < time:
         part = slice(start, min(start + window, time))
@@ -52,7 +65,10 @@ def newton(
         adaptive = options.window is None and steps > SMALLEST and patience > PATIENCE
         if adaptive:
             patience = PATIENCE
-        taken, r = _iterate(cell, x[:, part], w, initial, states[:, part], options, patience)
+        beyond = None if padding is None else padding[:, part]
+        taken, r = _iterate(
+            cell, x[:, part], w, initial, states[:, part], options, patience, beyond
+        )
         used, done = int(taken.max()), steps
         if adaptive and used == patience:
             done = _exact(r, used, options.residual_limit(x.dtype))
@@ -74,6 +90,7 @@ def _iterate(
     states: Tensor,
     options: Options,
     patience: int,
+    padding: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Fills the states of a window.
 
@@ -83,6 +100,11 @@ def _iterate(
         else those that are left.
     """
     structure: Structure = "diagonal" if cell.parts == 1 else "block2"
+    most = None
+    if padding is not None:
+        # So many iterations as a row has steps end exact, though others go on.
+        most = (~padding).sum(1, dtype=torch.int32).unsqueeze(1)
+        padding = padding.view(*padding.shape, *(1,) * initial[0].ndim)
     tolerance = options.residual_limit(x.dtype)
     states.copy_(initial.unsqueeze(1).expand_as(states))
     none, r = torch.zeros_like(initial), states
@@ -91,15 +113,23 @@ def _iterate(
     for _ in range(patience):
         previous = torch.cat([initial.unsqueeze(1), states[:, :-1]], dim=1)
         new, jacobian = cell.linearise(x, previous, w)
-        r = new - states
+        r = _without(new - states, padding)
         change = scan(structure, jacobian, r, none, reverse=False)
-        states.copy_(torch.where(change.isfinite(), states + change, new))
+        guess = new + (change - r)
+        states.copy_(torch.where(guess.isfinite(), guess, new))
         taken += running
         running *= ~(_by_chain(r) <= tolerance)  # NaN goes on
         if not running.any():
-            return taken, r
-    previous = torch.cat([initial.unsqueeze(1), states[:, :-1]], dim=1)
-    return taken, cell.step(x, previous, w) - states
+            break
+    else:
+        previous = torch.cat([initial.unsqueeze(1), states[:, :-1]], dim=1)
+        r = _without(cell.step(x, previous, w) - states, padding)
+    return taken if most is None else taken.minimum(most), r
+
+
+def _without(r: Tensor, padding: Tensor | None) -> Tensor:
+    """Residuals of steps, 0 of padding."""
+    return r if padding is None else r.masked_fill(padding, 0)
 
 
 def _by_chain(r: Tensor) -> Tensor:

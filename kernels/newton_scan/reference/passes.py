@@ -22,11 +22,12 @@ def forward(problem: Problem, options: Options) -> Scanned:
         return Scanned(states.to(p.inputs.dtype), iterations, residual)
     states = p.inputs.new_empty(1, p.time, *p.state_shape)
     iterations = torch.zeros(p.sequences, p.channels, dtype=torch.int32, device=x.device)
-    residual = torch.zeros(p.sequences, p.channels, device=x.device)
+    residual = torch.zeros(p.sequences, p.channels, dtype=torch.float32, device=x.device)
     for numbers, places in ragged.groups(p.cu_seqlens):
         own = ragged.take(x, places, at_end=False)
+        lengths = torch.tensor([b - a for a, b in places], device=x.device)
         own_states, iterations[numbers], residual[numbers] = _solved(
-            p, own, w, initial[numbers], options
+            p, own, w, initial[numbers], options, lengths
         )
         ragged.put(states, own_states, places, at_end=False)
     return Scanned(states, iterations, residual)
@@ -63,15 +64,20 @@ def backward(
 
 
 def _solved(
-    p: Problem, x: Tensor, w: Tensor, initial: Tensor, options: Options
+    p: Problem,
+    x: Tensor,
+    w: Tensor,
+    initial: Tensor,
+    options: Options,
+    lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     algorithm = options.algorithm
     if algorithm == "auto":
         chains = x.shape[0] * p.channels
         algorithm = "sequential" if chains >= WIDE.get(x.device.type, 2**14) else "newton"
     if algorithm == "newton":
-        return newton(p.formulas, x, w, initial, options)
-    none = torch.zeros(x.shape[0], p.channels, device=x.device)
+        return newton(p.formulas, x, w, initial, options, lengths)
+    none = torch.zeros(x.shape[0], p.channels, dtype=torch.float32, device=x.device)
     return sequential(p.formulas, x, w, initial), none.int(), none
 
 

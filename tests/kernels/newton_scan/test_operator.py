@@ -142,3 +142,28 @@ def test_inference_mode(make_recurrence, cell):
     plain = newton_scan(*r.tensors, cell=cell).states
     with torch.inference_mode():
         torch.testing.assert_close(newton_scan(*r.tensors, cell=cell).states, plain.detach())
+
+
+@pytest.fixture
+def elsewhere():
+    """New tensors are made on another device, and in another dtype, than the ones given."""
+    torch.set_default_device("meta")
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("algorithm", ["newton", "sequential"])
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+def test_defaults_of_torch_do_not_matter(
+    make_recurrence, cell, backend, algorithm, packed, request
+):
+    cu = torch.tensor([0, 4, 9]) if packed else None
+    r = make_recurrence(cell, 1, 9, 3, initial=False).to(dtype=torch.float32)
+    request.getfixturevalue("elsewhere")
+    found = newton_scan(*r.tensors, cell=cell, cu_seqlens=cu, algorithm=algorithm, backend=backend)
+    grads = torch.autograd.grad(found.states.sum(), r.tensors)
+    assert [t.dtype for t in found] == [torch.float32, torch.int32, torch.float32]
+    assert {t.device.type for t in (*found, *grads)} == {"cpu"}

@@ -1,5 +1,7 @@
 """Every cell and algorithm against the steps themselves; values, gradients, what is reported."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -32,14 +34,15 @@ def check(recurrence, oracle, *, bounds=None, tolerance=1e-9, **options):
     truth = torch.autograd.grad(wanted, recurrence.tensors, upstream, materialize_grads=True)
     for own, right in zip(ours, truth, strict=True):
         # Gradients may grow along time, and all the numbers with them.
-        scale = max(float(right.abs().amax()), 1.0)
+        scale = max(float(right.abs().amax()), 1.0) if right.numel() else 1.0
         torch.testing.assert_close(own, right, rtol=tolerance, atol=tolerance * scale)
 
 
 @pytest.mark.parametrize(("backend", "algorithm"), WAYS)
 @pytest.mark.parametrize("initial", [False, True])
 @pytest.mark.parametrize(
-    ("batch", "time", "channels"), [(1, 1, 1), (2, 7, 3), (1, 131, 5), (2, 0, 3)]
+    ("batch", "time", "channels"),
+    [(1, 1, 1), (2, 7, 3), (1, 131, 5), (2, 0, 3), (0, 60, 3), (2, 60, 0)],
 )
 def test_states_and_gradients(
     make_recurrence, recurrence_oracle, cell, batch, time, channels, initial, backend, algorithm
@@ -100,6 +103,50 @@ def test_the_report_is_true(make_recurrence, cell, backend, max_iterations, wind
     assert (left[done] <= tolerance).all()
     torch.testing.assert_close(found.residual[~done], left[~done], rtol=1e-2, atol=1e-6)
     assert bool(done.all()) == (max_iterations is None)
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+@pytest.mark.parametrize("max_iterations", [1, 4, None])
+@pytest.mark.parametrize("window", [16, 1000])
+def test_the_report_on_packed_sequences_is_of_their_own_steps(
+    make_recurrence, cell, backend, max_iterations, window
+):
+    """Whatever they are padded to."""
+    lengths = torch.tensor([70, 40, 50, 0, 1])
+    bounds = [0, *lengths.cumsum(0).tolist()]
+    r = make_recurrence(cell, 1, bounds[-1], 3, sequences=5, std=2.0).to(dtype=torch.float32)
+    found = call(
+        r, cu_seqlens=torch.tensor(bounds), backend=backend, algorithm="newton", window=window,
+        max_iterations=max_iterations,
+    )  # fmt: skip
+    for i, (start, end) in enumerate(pairwise(bounds)):
+        assert int(found.iterations[i].max()) <= min(end - start, window, max_iterations or 1000)
+        if start == end:
+            assert not found.residual[i].any()
+            continue
+        own = slice(start, end)
+        left = residual_of(
+            cell, r.inputs[:, own], r.weights, r.initial[i : i + 1], found.states[:, own]
+        )[0]
+        done = found.residual[i] <= 1e-6
+        assert (left[done] <= 1e-6).all()
+        torch.testing.assert_close(found.residual[i][~done], left[~done], rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+@pytest.mark.parametrize("size", [100.0, 1e4, 1e30])
+@pytest.mark.parametrize("time", [1, 3, 40])
+def test_a_first_state_that_is_far_off(make_recurrence, cell, backend, size, time):
+    """The first guess is the state before; what is exact is so however far off that was."""
+    r = make_recurrence(cell, 2, time, 5).to(dtype=torch.float32)
+    initial = r.initial * size
+    newton, in_turn = (
+        newton_scan(
+            r.inputs, r.weights, initial, cell=cell, backend=backend, algorithm=algorithm
+        ).states
+        for algorithm in ("newton", "sequential")
+    )
+    torch.testing.assert_close(newton, in_turn, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("backend", ["reference", "numba"])
