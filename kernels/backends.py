@@ -3,8 +3,8 @@
     reference   the equation; any device and dtype
     triton      the kernels; CUDA devices, or Triton's interpreter
     numba       compiled loops on a CPU, of ops that are sequential (`kernels/<op>/numba/`)
-    auto        triton where it can run on a CUDA device, numba on a CPU where it is installed and
-                the op has it, else reference: the result is the same
+    auto        triton where it can run on a CUDA device, numba on a CPU where it can be imported
+                and the op has it, else reference: the result is the same
 
 The choice is made where an operator runs and not while a compiler traces it, because it depends on
 what is installed. Triton and numba are imported only once they were chosen. An op with more
@@ -12,6 +12,7 @@ implementations than these makes its own choice of what is here.
 """
 
 import importlib
+from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Literal, get_args
@@ -55,6 +56,8 @@ def implementation(
     if compiled is None:
         return reference
     reason = triton_unavailable(x) if compiled == triton else numba_unavailable(x)
+    if reason is None and compiled == numba:
+        reason = _import_error("numba")
     if reason is None:
         kernels = importlib.import_module(compiled)
         reason = kernels.unsupported(x)
@@ -71,6 +74,19 @@ def numba_unavailable(x: Tensor) -> str | None:
         return f"expected tensors on a CPU, got {x.device}; use 'triton' or 'auto'"
     if find_spec("numba") is None:
         return "numba is not installed; install ropewalk[numba]"
+    return None
+
+
+@cache
+def _import_error(package: str) -> str | None:
+    """Why a package that is installed cannot be imported, or None; asked once.
+
+    numba refuses any NumPy that is newer than itself.
+    """
+    try:
+        importlib.import_module(package)
+    except Exception as error:  # whatever it meets in what it was not made for
+        return f"{package} is installed but cannot be imported: {error}"
     return None
 
 

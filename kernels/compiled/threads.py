@@ -37,6 +37,8 @@ class Plan:
     def run(self, work: Callable[[int, int, int], None]) -> None:
         """Calls work(worker, first task, end), the calling thread being one of the workers.
 
+        What a thread was for that the system does not give is done by the caller.
+
         Raises:
             Exception: whatever one of them raised, when all of them have ended.
         """
@@ -51,10 +53,16 @@ class Plan:
         threads = [
             threading.Thread(target=guarded, args=(worker,)) for worker in range(1, self.workers)
         ]
+        started = 0
         for thread in threads:
-            thread.start()
-        guarded(0)
-        for thread in threads:
+            try:
+                thread.start()
+            except RuntimeError:  # too many of them, or the interpreter is ending
+                break
+            started += 1
+        for worker in (0, *range(started + 1, self.workers)):
+            guarded(worker)
+        for thread in threads[:started]:
             thread.join()
         if errors:
             raise errors[0]

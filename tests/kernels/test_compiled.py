@@ -1,5 +1,8 @@
 """What compiled loops share: dealing out work, memory of any layout, and code that is kept."""
 
+import threading
+from types import ModuleType
+
 import numba
 import numpy as np
 import pytest
@@ -7,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ropewalk.kernels import backends
 from ropewalk.kernels.compiled.compiler import Loop
 from ropewalk.kernels.compiled.memory import flat
 from ropewalk.kernels.compiled.sequences import Sequences
@@ -116,3 +120,48 @@ def test_a_disk_that_is_full_when_code_is_written(monkeypatch, tmp_path):
     monkeypatch.setattr(numba.core.caching.IndexDataCacheFile, "save", full)
     loop = Loop(doubled)
     assert called(loop) == called(loop) == [0, 2, 4]
+
+
+@pytest.mark.parametrize("kept", [b"", b"\x80\x04\x95", None])
+def test_what_was_kept_cannot_be_read(monkeypatch, tmp_path, kept):
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    assert called(Loop(doubled)) == [0, 2, 4]
+    for index in tmp_path.rglob("*.nbi"):
+        index.unlink()
+        index.mkdir() if kept is None else index.write_bytes(kept)
+    loop = Loop(doubled)
+    assert called(loop) == called(loop) == [0, 2, 4]
+
+
+def test_threads_that_are_not_to_be_had(monkeypatch):
+    """The second is refused; every worker's share is done all the same."""
+    start, wanted, done = threading.Thread.start, [], []
+
+    def refuse(thread):
+        wanted.append(thread)
+        if len(wanted) > 1:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    Plan(1, (0, 1, 3, 4, 8)).run(lambda *share: done.append(share))
+    assert sorted(done) == [(0, 0, 1), (1, 1, 3), (2, 3, 4), (3, 4, 8)]
+    assert len(wanted) == 2
+
+
+def test_a_numba_that_cannot_be_imported(monkeypatch):
+    """It is there, but refuses a NumPy newer than itself: by itself another backend is taken."""
+
+    def refuse(name):
+        assert name == "numba"
+        raise ImportError("Numba needs NumPy 2.4 or less. Got NumPy 2.5.")
+
+    backends._import_error.cache_clear()
+    monkeypatch.setattr(backends.importlib, "import_module", refuse)
+    x, reference = torch.zeros(1), ModuleType("reference")
+    try:
+        assert backends.implementation(x, "auto", reference, "triton", "loops") is reference
+        with pytest.raises(ValueError, match=r"'numba' cannot run: numba is installed but.*NumPy"):
+            backends.implementation(x, "numba", reference, "triton", "loops")
+    finally:
+        backends._import_error.cache_clear()
