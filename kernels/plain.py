@@ -1,4 +1,4 @@
-"""Whether an op may do its work without its operator.
+"""Whether an op may do its work without its operator, or must.
 
 An operator costs some tens of microseconds each way, in which a small product is done. What it is
 for, a compiler that takes the op as a whole, fake tensors and tensor subclasses, is not there in
@@ -7,6 +7,7 @@ plain eager mode; and modes that count operations see the operations themselves.
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -16,3 +17,11 @@ def is_plain(*tensors: Tensor | None) -> bool:
     if torch.compiler.is_compiling():
         return False
     return all(x is None or (type(x) in PLAIN and not x.is_meta) for x in tensors)
+
+
+def is_transformed() -> bool:
+    """Whether a transform of torch.func, or forward differentiation, is at work.
+
+    An operator has no rule for them, and its tangent would be zero without a word.
+    """
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

@@ -1,6 +1,5 @@
 """`linear_scan`: all states of a linear recurrence at once."""
 
-import torch
 from jaxtyping import Inexact, Int
 from torch import Tensor
 
@@ -13,7 +12,7 @@ from ropewalk.kernels.linear_scan.eager import eager_scan
 from ropewalk.kernels.linear_scan.op import linear_scan_op
 from ropewalk.kernels.linear_scan.problem import Problem
 from ropewalk.kernels.packing import check_numbers
-from ropewalk.kernels.plain import is_plain
+from ropewalk.kernels.plain import is_plain, is_transformed
 
 
 def linear_scan(
@@ -36,8 +35,8 @@ def linear_scan(
     Blocks are laid out so that channels stay neighbours: a[…, i, j, :] is row i, column j of every
     channel's matrix. Differentiable, once and in reverse, in a, b and the initial state, and
     through the last state, which is `x[:, -1]`; the backward is one scan the other way, and keeps
-    a and the states. Under `torch.func` (vmap, grad, jvp, …) it is computed in ordinary
-    torch, as often differentiable as wanted.
+    a and the states. Under `torch.func` (vmap, grad, jvp, …) and in forward differentiation it is
+    computed in ordinary torch, as often differentiable as wanted.
 
     States and sums are float32 for half precision, which is rounded once, at the end. Coefficients
     above one grow as they must: a state that leaves the range of its dtype is infinite. Under
@@ -80,12 +79,11 @@ def linear_scan(
         a, b = a.resolve_conj(), b.resolve_conj()
         initial = None if initial is None else initial.resolve_conj()
     cu = None if cu_seqlens is None else cu_seqlens.int()
-    if torch._C._are_functorch_transforms_active():
-        # An operator has no rule for them, and its tangent would be zero without a word.
+    if is_transformed():
         if backend in ("numba", "triton"):
             raise ValueError(
-                "backend: expected 'auto' or 'reference' under torch.func, whose transforms "
-                f"compiled loops do not have, got {backend!r}"
+                "backend: expected 'auto' or 'reference' under torch.func and in forward "
+                f"differentiation, which compiled loops do not have, got {backend!r}"
             )
         if cu is not None:
             check_numbers("cu_seqlens", cu, b.shape[1])

@@ -1,9 +1,9 @@
 """`newton_scan`: all states of a built-in nonlinear cell, exactly."""
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ropewalk.kernels.autocast import widen_inputs
 from ropewalk.kernels.backends import check_backend
 from ropewalk.kernels.newton_scan import validation
 from ropewalk.kernels.newton_scan.backend import BACKENDS, Backend
@@ -12,7 +12,7 @@ from ropewalk.kernels.newton_scan.eager import eager_scan
 from ropewalk.kernels.newton_scan.op import newton_scan_op
 from ropewalk.kernels.newton_scan.problem import Algorithm, CellName, Options, Problem, Scanned
 from ropewalk.kernels.packing import check_numbers
-from ropewalk.kernels.plain import is_plain
+from ropewalk.kernels.plain import is_plain, is_transformed
 
 
 def newton_scan(
@@ -42,7 +42,8 @@ def newton_scan(
     on, or in turn indeed, whichever is faster. As many iterations as a window has steps always end
     exact, whatever the weights are; usually 3 to 7 do. The gradient is that of the solution, of
     inputs, weights and initial states, once and in reverse; it keeps what went in and the states.
-    Under `torch.func` steps are taken in turn in ordinary torch.
+    Under `torch.func` and in forward differentiation steps are taken in turn in ordinary torch.
+    Under `torch.autocast` half precision of weights and initial states is taken as float32.
 
     Args:
         inputs: all that a step gets, usually a projection of what comes in; float16, bfloat16,
@@ -77,17 +78,20 @@ def newton_scan(
         >>> states.shape
         torch.Size([2, 100, 8])
     """
+    if initial_state is None:
+        (weights,) = widen_inputs(weights)
+    else:
+        weights, initial_state = widen_inputs(weights, initial_state)
     validation.check_cell(cell)
     validation.check_tensors(inputs, weights, initial_state, cell, cu_seqlens)
     validation.check_options(algorithm, window, tolerance, max_iterations)
     check_backend(backend, BACKENDS)
     cu = None if cu_seqlens is None else cu_seqlens.int()
-    if torch._C._are_functorch_transforms_active():
-        # An operator has no rule for them, and its tangent would be zero without a word.
+    if is_transformed():
         if backend in ("numba", "triton"):
             raise ValueError(
-                "backend: expected 'auto' or 'reference' under torch.func, whose transforms "
-                f"compiled loops do not have, got {backend!r}"
+                "backend: expected 'auto' or 'reference' under torch.func and in forward "
+                f"differentiation, which compiled loops do not have, got {backend!r}"
             )
         if cu is not None:
             check_numbers("cu_seqlens", cu, inputs.shape[1])

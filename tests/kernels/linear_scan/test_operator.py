@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 
 from ropewalk.kernels.linear_scan import linear_scan, op
 
@@ -135,10 +136,21 @@ def test_transforms_of_packed_sequences(make_scan, scan_oracle):
     )
 
 
+def test_forward_differentiation(make_scan, scan_oracle, structure):
+    """Which goes on where gradients are off."""
+    scan = make_scan(structure, 2, 9, 3)
+    tensors = tuple(t.detach() for t in scan.tensors)
+    tangents = tuple(torch.randn_like(t) for t in tensors)
+    with torch.no_grad(), forward_ad.dual_level():
+        duals = [forward_ad.make_dual(*pair) for pair in zip(tensors, tangents, strict=True)]
+        _, tangent = forward_ad.unpack_dual(linear_scan(*duals))
+    torch.testing.assert_close(tangent, torch.func.jvp(scan_oracle, tensors, tangents)[1])
+
+
 def test_compiled_loops_are_refused_under_transforms(make_scan):
     scan = make_scan("diagonal", 1, 3, 2)
     tensors = tuple(t.detach() for t in scan.tensors)
-    with pytest.raises(ValueError, match=r"'auto' or 'reference' under torch\.func.*got 'numba'"):
+    with pytest.raises(ValueError, match=r"under torch\.func and in forward.*got 'numba'"):
         torch.func.jvp(lambda *g: linear_scan(*g, backend="numba"), tensors, tensors)
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 
 from ropewalk.kernels.newton_scan import newton_scan, op
 
@@ -114,9 +115,38 @@ def test_transforms_of_torch_func(make_recurrence, recurrence_oracle, cell):
         )
 
 
+def test_forward_differentiation(make_recurrence, cell):
+    """Which goes on where gradients are off."""
+    tensors = tuple(t.detach() for t in make_recurrence(cell, 2, 9, 3).tensors)
+    tangents = tuple(torch.randn_like(t) for t in tensors)
+
+    def states(*given):
+        return newton_scan(*given, cell=cell).states
+
+    with torch.no_grad(), forward_ad.dual_level():
+        duals = [forward_ad.make_dual(*pair) for pair in zip(tensors, tangents, strict=True)]
+        _, tangent = forward_ad.unpack_dual(states(*duals))
+    torch.testing.assert_close(tangent, torch.func.jvp(states, tensors, tangents)[1])
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_leaves_mixed_dtypes(make_recurrence, cell, dtype, backend):
+    r = make_recurrence(cell, 2, 9, 3).to(dtype=torch.bfloat16)
+    inputs = r.inputs.detach().to(dtype)
+    wanted = newton_scan(
+        inputs, r.weights.float(), r.initial.float(), cell=cell, backend=backend
+    ).states
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = newton_scan(inputs, r.weights, r.initial, cell=cell, backend=backend).states
+    assert got.dtype == dtype
+    torch.testing.assert_close(got, wanted, rtol=0, atol=0)
+    assert torch.autograd.grad(got.sum(), r.weights)[0].dtype == torch.bfloat16
+
+
 def test_compiled_loops_are_refused_under_transforms(make_recurrence):
     tensors = tuple(t.detach() for t in make_recurrence("gru", 1, 3, 2).tensors)
-    with pytest.raises(ValueError, match=r"'auto' or 'reference' under torch\.func.*got 'numba'"):
+    with pytest.raises(ValueError, match=r"under torch\.func and in forward.*got 'numba'"):
         torch.func.jvp(
             lambda *g: newton_scan(*g, cell="gru", backend="numba").states, tensors, tensors
         )
