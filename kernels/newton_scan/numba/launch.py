@@ -121,7 +121,7 @@ def _walked(x: Flat, sequences: Sequences) -> tuple[Any, ...]:
 
 def _given(problem: Problem, sequences: Sequences) -> tuple[Any, ...]:
     """Inputs and weights."""
-    weights = problem.weights.detach().to(problem.dtype).contiguous().view(-1).numpy()
+    weights = problem.weights.detach().resolve_neg().to(problem.dtype).contiguous().view(-1).numpy()
     return (*_walked(flat(problem.inputs, problem.dtype), sequences), weights)
 
 
@@ -130,4 +130,4 @@ def _initial(problem: Problem) -> np.ndarray:
     if problem.initial is None:
         shape = (problem.sequences, *problem.state_shape)
         return torch.zeros(shape, dtype=problem.dtype, device="cpu").view(-1).numpy()
-    return problem.initial.detach().to(problem.dtype).contiguous().view(-1).numpy()
+    return problem.initial.detach().resolve_neg().to(problem.dtype).contiguous().view(-1).numpy()

@@ -244,3 +244,15 @@ def test_what_is_not_finite_is_seen(make_recurrence, cell, backend, algorithm):
     if algorithm == "newton":
         assert found.residual[0, 1].isnan()
         assert found.residual[0, 0] <= 1e-6
+
+
+@pytest.mark.parametrize(("backend", "algorithm"), WAYS)
+def test_numbers_that_are_marked_as_negative(make_recurrence, cell, backend, algorithm):
+    """As the imaginary part of what is marked as conjugated is."""
+    r = make_recurrence(cell, 2, 9, 3)
+    marked = [torch.complex(t, -t).detach().conj().imag for t in r.tensors]
+    assert all(t.is_neg() for t in marked)
+    given = {"cell": cell, "backend": backend, "algorithm": algorithm}
+    torch.testing.assert_close(
+        newton_scan(*marked, **given).states, newton_scan(*r.tensors, **given).states.detach()
+    )
