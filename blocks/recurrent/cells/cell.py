@@ -21,6 +21,7 @@ is wrong. A function is made a cell by `FunctionCell`, without a formula.
 import math
 from typing import ClassVar, Literal, get_args
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -69,6 +70,16 @@ class Cell(nn.Module):
     def jacobian(self, state: Float[Tensor, "*states"], drive: Tensor) -> Tensor:
         """∂step/∂state, in the form of `structure`."""
         raise NotImplementedError
+
+    def prepared(self, dtype: torch.dtype) -> "Cell":
+        """The cell for many steps on states in `dtype`: weights that it makes are made once.
+
+        If that is another object, it keeps the weights of now for good, whatever becomes of the
+        cell's parameters until the backward: an optimiser or `torch.func.functional_call` may
+        change them. A cell that has nothing to make returns itself, and then its Jacobians are
+        kept for the backward.
+        """
+        return self
 
     def output(self, state: Float[Tensor, "*states"]) -> Float[Tensor, "*batch hidden"]:
         """What a layer shows of a state; all of it, unless a cell says otherwise."""

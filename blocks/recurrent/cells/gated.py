@@ -15,7 +15,8 @@ GRU, f of a CIFG) has a bias log U(1, 32) in the bounded and in the diagonal cel
 """
 
 import math
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import ClassVar, Self
 
 import torch
 from jaxtyping import Float
@@ -34,6 +35,7 @@ class GatedCell(Cell):
 
     gates: ClassVar[int]
     mixed_precision = True
+    _made: tuple[Tensor, ...] | None = None
 
     weight_ih: nn.Parameter
     weight_hh: nn.Parameter
@@ -92,6 +94,24 @@ class GatedCell(Cell):
         self.bias_ih[rows] = torch.empty_like(self.bias_ih[rows]).uniform_(1, LONGEST_MEMORY).log()
         if self.bias_hh is not None:
             self.bias_hh[rows] = 0
+
+    def prepared(self, dtype: torch.dtype) -> Self:
+        """The cell with the recurrent weights of now; see `Cell.prepared`."""
+        # Not copy.copy, which modules with parametrisations refuse.
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(vars(self))
+        twin.__dict__["_made"] = self._weights(dtype)
+        return twin
+
+    def _weights(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """The recurrent weights as a step takes them."""
+        if self._made is not None:
+            return self._made
+        return tuple(weight.to(dtype) for weight in self._recurrent_weights())
+
+    def _recurrent_weights(self) -> Sequence[Tensor]:
+        """The same in a dtype of their own."""
+        raise NotImplementedError
 
     def _added_bias(self) -> Tensor | None:
         """The biases that inputs can carry: all of both, unless a cell says otherwise."""

@@ -135,19 +135,21 @@ class DiagonalGRUCell(_GatedUnit):
         self._write(signed(row, 0.2, 0.9), signed(row, 0.0, 0.1), signed(row, 0.2, 0.7))
         self._keep(1)
 
-    def _times_state(self, state: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], list[Tensor]]:
-        weights = [weight.to(state.dtype) for weight in self.effective_weights()]
-        w_r, w_z, w_n, b_n = weights
-        return (w_r * state, w_z * state, w_n * state + b_n), weights
+    def _recurrent_weights(self) -> list[Tensor]:
+        return self.effective_weights()
+
+    def _times_state(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        w_r, w_z, w_n, b_n = self._weights(state.dtype)
+        return w_r * state, w_z * state, w_n * state + b_n
 
     def step(self, state: Tensor, drive: Tensor) -> Tensor:
         """See `Cell.step`."""
-        _, z, n = self._activations(state, drive, self._times_state(state)[0])
+        _, z, n = self._activations(state, drive, self._times_state(state))
         return n + z * (state - n)
 
     def jacobian(self, state: Tensor, drive: Tensor) -> Tensor:
         """See `Cell.jacobian`."""
-        products, (w_r, w_z, w_n, _) = self._times_state(state)
+        products, (w_r, w_z, w_n, _) = self._times_state(state), self._weights(state.dtype)
         r, z, n = self._activations(state, drive, products)
         through_n = (1 - z) * (1 - n * n) * r * (w_n + products[2] * (1 - r) * w_r)
         return z + through_n + (state - n) * z * (1 - z) * w_z
@@ -222,19 +224,24 @@ class GRUCell(_GatedUnit):
         )
         self._keep(1)
 
-    def _times_state(self, state: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], list[Tensor]]:
-        weights = [weight.to(state.dtype) for weight in self.effective_weights()]
-        r, z, m = functional.linear(state, torch.cat(weights[:3])).chunk(3, -1)
-        return (r, z, m + weights[3]), weights
+    def _recurrent_weights(self) -> list[Tensor]:
+        *blocks, new_bias = self.effective_weights()
+        return [torch.cat(blocks) if self.bounded else self.weight_hh, new_bias]
+
+    def _times_state(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        weight, new_bias = self._weights(state.dtype)
+        r, z, m = functional.linear(state, weight).chunk(3, -1)
+        return r, z, m + new_bias
 
     def step(self, state: Tensor, drive: Tensor) -> Tensor:
         """See `Cell.step`."""
-        _, z, n = self._activations(state, drive, self._times_state(state)[0])
+        _, z, n = self._activations(state, drive, self._times_state(state))
         return n + z * (state - n)
 
     def jacobian(self, state: Tensor, drive: Tensor) -> Tensor:
         """See `Cell.jacobian`."""
-        products, (weight_r, weight_z, weight_n, _) = self._times_state(state)
+        products, (weight, _) = self._times_state(state), self._weights(state.dtype)
+        weight_r, weight_z, weight_n = weight.chunk(3)
         r, z, n = self._activations(state, drive, products)
         of_n = (1 - z) * (1 - n * n) * r
         rows = (

@@ -106,9 +106,12 @@ class DiagonalLSTMCell(GatedCell):
             a_o, c_o = bound([(a_o, 1.0), (c_o, 1.0)], 4.0)
         return [a_f, a_z, a_o, c_f, c_o]
 
+    def _recurrent_weights(self) -> list[Tensor]:
+        return self.effective_weights()
+
     def step(self, state: Tensor, drive: Tensor) -> Tensor:
         """See `Cell.step`."""
-        a_f, a_z, a_o, c_f, c_o = (weight.to(state.dtype) for weight in self.effective_weights())
+        a_f, a_z, a_o, c_f, c_o = self._weights(state.dtype)
         (c, h), (f_in, z_in, o_in) = state.unbind(-2), drive.unbind(-2)
         f, z = torch.sigmoid(f_in + a_f * h + c_f * c), torch.tanh(z_in + a_z * h)
         c_new = z + f * (c - z)
@@ -117,7 +120,7 @@ class DiagonalLSTMCell(GatedCell):
 
     def jacobian(self, state: Tensor, drive: Tensor) -> Tensor:
         """See `Cell.jacobian`."""
-        a_f, a_z, a_o, c_f, c_o = (weight.to(state.dtype) for weight in self.effective_weights())
+        a_f, a_z, a_o, c_f, c_o = self._weights(state.dtype)
         (c, h), (f_in, z_in, o_in) = state.unbind(-2), drive.unbind(-2)
         f, z = torch.sigmoid(f_in + a_f * h + c_f * c), torch.tanh(z_in + a_z * h)
         c_new = z + f * (c - z)
@@ -192,9 +195,13 @@ class LSTMCell(GatedCell):
     def _reset_recurrent(self) -> None:
         """All is drawn as torch draws it."""
 
+    def _recurrent_weights(self) -> list[Tensor]:
+        return [self.weight_hh]
+
     def _activations(self, state: Tensor, drive: Tensor) -> tuple[Tensor, ...]:
         c, h = state.chunk(2, -1)
-        products = functional.linear(h, self.weight_hh.to(state.dtype))
+        (weight,) = self._weights(state.dtype)
+        products = functional.linear(h, weight)
         gates = drive + products.unflatten(-1, (4, self.hidden_size))
         i_in, f_in, g_in, o_in = gates.unbind(-2)
         return c, torch.sigmoid(i_in), torch.sigmoid(f_in), torch.tanh(g_in), torch.sigmoid(o_in)
@@ -208,7 +215,8 @@ class LSTMCell(GatedCell):
     def jacobian(self, state: Tensor, drive: Tensor) -> Tensor:
         """See `Cell.jacobian`."""
         c, i, f, g, o = self._activations(state, drive)
-        weight_i, weight_f, weight_g, weight_o = self.weight_hh.to(state.dtype).chunk(4)
+        (weight,) = self._weights(state.dtype)
+        weight_i, weight_f, weight_g, weight_o = weight.chunk(4)
         t = torch.tanh(f * c + i * g)
         cc = torch.diag_embed(f)
         ch = (

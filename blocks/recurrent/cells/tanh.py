@@ -98,16 +98,19 @@ class TanhCell(GatedCell):
         weight = self.weight_hh[0] if self.diagonal else self.weight_hh
         return bound([(weight, 1.0)], 1.0)[0] if self.bounded else weight
 
+    def _recurrent_weights(self) -> list[Tensor]:
+        return [self.effective_weight()]
+
     def step(self, state: Tensor, drive: Tensor) -> Tensor:
         """See `Cell.step`."""
-        weight, u = self.effective_weight().to(state.dtype), drive[..., 0, :]
+        (weight,), u = self._weights(state.dtype), drive[..., 0, :]
         return torch.tanh(
             state * weight + u if self.diagonal else functional.linear(state, weight) + u
         )
 
     def jacobian(self, state: Tensor, drive: Tensor) -> Tensor:
         """See `Cell.jacobian`."""
-        weight, slope = self.effective_weight().to(state.dtype), 1 - self.step(state, drive) ** 2
+        (weight,), slope = self._weights(state.dtype), 1 - self.step(state, drive) ** 2
         return slope * weight if self.diagonal else slope[..., None] * weight
 
     def kernel_weights(self) -> Float[Tensor, "rows channels"]:

@@ -6,7 +6,7 @@ elementwise along channels and runs in `newton_scan`; a dense cell runs in torch
 """
 
 import warnings
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float
@@ -110,6 +110,12 @@ class ParallelRecurrence(nn.Module):
             redraw(
                 cell, self._new_cell(cell.input_size, cell.weight_ih.device, cell.weight_ih.dtype)
             )
+
+    def _replicate_for_data_parallel(self) -> Self:
+        """For `nn.DataParallel`: cells of a replica look up the replica's parameters."""
+        replica: Self = super()._replicate_for_data_parallel()
+        replica.cells = tuple(type(cell).of(cell, replica, cell.suffix) for cell in self.cells)
+        return replica
 
     def flatten_parameters(self) -> None:
         """Does nothing; it is here because models call it on their `nn.GRU`s."""

@@ -9,18 +9,25 @@ through a single application of the cell at the solution, whose previous states 
 the initial ones, to inputs, parameters (of closures, too) and initial states: exact, at the cost
 of one step, with nothing kept of the iterations.
 
+J is found in the backward, of weights that the built-in cells keep for it. Of other cells it is
+found, and kept, in the forward: in the backward a parameter may be another one, after an optimiser
+or out of `torch.func.functional_call`, and the gradient would be wrong without a sign.
+
 "diagonal" takes diag J instead of J for a dense or block2 cell. It is *biased*. Measured on the
 gradient of weight_hh of a dense GRU, 64 steps, recurrent weights of standard deviation s/√hidden,
 relative to its norm: 0.34 (hidden 16, s = 1), 0.63 (32, 1.5), 0.75 (64, 1.5), 0.96 (64, 2). It
 costs hidden instead of hidden² a step.
 """
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ropewalk.blocks.recurrent.cells import Cell
+from ropewalk.blocks.recurrent.solvers.layout import Layout
 from ropewalk.blocks.recurrent.solvers.system import System, diagonal_of, transposed
 from ropewalk.kernels.autocast import suspended
 
@@ -42,28 +49,56 @@ def with_gradient(system: System, states: Tensor, made: Tensor, gradient: str) -
         made: of `applied`.
         gradient: one of GRADIENTS.
     """
-    return _Implicit.apply(made, states, system, gradient)
+    states, drive, initial = (x.detach() for x in (states, system.drive, system.initial))
+    jacobian = None
+    if not system.constant:
+        with torch.no_grad():
+            fixed = replace(system, drive=drive, initial=initial)
+            jacobian = _jacobian(fixed, states, gradient)
+    constants = (system.cell, system.layout, gradient)
+    return _Implicit.apply(made, states, drive, initial, jacobian, constants)
 
 
 class _Implicit(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, made: Tensor, states: Tensor, system: System, gradient: str) -> Tensor:
-        ctx.save_for_backward(states, system.drive, system.initial)
-        ctx.constants = (system.cell, system.layout, gradient)
+    def forward(
+        made: Tensor,
+        states: Tensor,
+        drive: Tensor,
+        initial: Tensor,
+        jacobian: Tensor | None,
+        constants: tuple[Cell, Layout, str],
+    ) -> Tensor:
         return states.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, *saved, ctx.constants = inputs
+        ctx.save_for_backward(*saved)
 
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, grad: Tensor
-    ) -> tuple[Tensor, None, None, None]:
-        states, drive, initial = (x.detach() for x in ctx.saved_tensors)
+    ) -> tuple[Tensor, None, None, None, None, None]:
+        states, drive, initial, a = ctx.saved_tensors
         cell, layout, gradient = ctx.constants
-        system = System(cell, drive, initial, layout)
-        a, structure = system.jacobian(system.previous(states)), cell.structure
-        if gradient == "diagonal" and structure != "diagonal":
-            a, structure = diagonal_of(a, structure), "elementwise"
-        a = layout.next(transposed(a, structure))
         with suspended(grad):
+            if a is None:
+                a = _jacobian(System(cell, drive, initial, layout), states, gradient)
+            structure = _structure(cell, gradient)
+            a = layout.next(transposed(a, structure))
+            system = System(cell, drive, initial, layout)
             found = system.scan(a, grad.contiguous(), structure=structure, reverse=True)
-        return found, None, None, None
+        return found, None, None, None, None, None
+
+
+def _structure(cell: Cell, gradient: str) -> str:
+    biased = gradient == "diagonal" and cell.structure != "diagonal"
+    return "elementwise" if biased else cell.structure
+
+
+def _jacobian(system: System, states: Tensor, gradient: str) -> Tensor:
+    a = system.jacobian(system.previous(states))
+    biased = _structure(system.cell, gradient) == "elementwise"
+    return diagonal_of(a, system.cell.structure) if biased else a

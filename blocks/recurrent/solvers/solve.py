@@ -44,8 +44,8 @@ def solve(
     info says it always.
 
     The gradient is that of the solution (implicit function theorem), of inputs, parameters, also
-    those that a function closes over, and initial states; once and in reverse. It keeps the states
-    only.
+    those that a function closes over, and initial states; once and in reverse. It keeps the states,
+    of cells that are not built in the Jacobians, too, and nothing of the iterations.
 
     Args:
         cell: f.
@@ -163,7 +163,7 @@ def _in_torch(
     system: System, method: Method, guess: Tensor | None, limits: Limits, gradient: Gradient
 ) -> tuple[Tensor, SolveInfo]:
     """By any method, for any cell; the gradient is that of the solution."""
-    narrow, system = system.drive.dtype, widened(system)
+    narrow, system = system.drive.dtype, widened(system).prepared()
     dtype = system.drive.dtype
     # What is rounded afterwards is calculated as well as it would be without.
     inner = limits if dtype == narrow else limits.at_most(TOLERANCE[dtype])

@@ -22,12 +22,19 @@ class System:
         drive: (batch, time, …), of `Cell.project`.
         initial: (sequences, *state_shape).
         layout: how the sequences lie.
+        constant: whether the cell keeps its weights for good; see `Cell.prepared`.
     """
 
     cell: Cell
     drive: Tensor
     initial: Tensor
     layout: Layout
+    constant: bool = False
+
+    def prepared(self) -> "System":
+        """The same with a cell for many steps."""
+        cell = self.cell.prepared(self.drive.dtype)
+        return replace(self, cell=cell, constant=cell is not self.cell)
 
     def previous(self, states: Tensor) -> Tensor:
         """The states before each step."""
