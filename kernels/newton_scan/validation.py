@@ -17,7 +17,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def check_cell(cell: str) -> None:
     """A name that exists."""
-    if cell not in CELLS:
+    if not isinstance(cell, str) or cell not in CELLS:
         raise ValueError(f"cell: expected one of {', '.join(CELLS)}, got {cell!r}")
 
 
@@ -70,7 +70,8 @@ def _check_kind(name: str, tensor: Tensor, inputs: Tensor) -> None:
         raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
     if tensor.dtype not in DTYPES:
         raise ValueError(
-            f"{name}: expected a floating-point dtype, got {tensor.dtype}; use .float()"
+            f"{name}: expected a floating-point dtype, got {tensor.dtype}; use "
+            f"{'.real, or linear_scan' if tensor.is_complex() else '.float()'}"
         )
     if tensor.dtype not in (inputs.dtype, wide(inputs.dtype)):
         also = "" if wide(inputs.dtype) == inputs.dtype else f" or {wide(inputs.dtype)}"

@@ -16,6 +16,13 @@ def packed(*numbers, dtype=torch.int64):
 
 CASES = [
     ((X, W), {"cell": "elman"}, ValueError, r"cell: expected one of tanh, gru, lstm, got 'elman'"),
+    (
+        (X, W),
+        {"cell": ["gru"]},
+        ValueError,
+        r"cell: expected one of tanh, gru, lstm, got \['gru'\]",
+    ),
+    ((X.to(torch.complex64), W), {}, ValueError, r"got torch\.complex64; use \.real"),
     ((X, [1.0]), {}, TypeError, r"weights: expected a tensor, got list"),
     ((X.int(), W), {}, ValueError, r"inputs: expected a floating-point dtype.*use \.float\(\)"),
     ((X, W.double()), {}, ValueError, r"weights: expected torch\.float32 with such inputs, got"),
