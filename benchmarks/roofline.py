@@ -136,6 +136,7 @@ def recurrence_work(
     steps: int,
     channels: int,
     per_step: int,
+    again: int,
     per_state: int,
     weights: int,
     itemsize: int,
@@ -144,14 +145,15 @@ def recurrence_work(
 ) -> Work:
     """Work of a recurrence that is elementwise along channels: numbers are read and written once.
 
-    The backward reads what the forward read, the states and their gradient, and writes gradients of
-    all that was read. With a projection, what the gates get need not touch memory: x of as many
-    channels is read instead, and the product is counted, twice that again backward.
+    The backward reads what it needs of that once more, the states and their gradient, and writes
+    gradients of all that was read. With a projection, what the gates get need not touch memory: x
+    of as many channels is read instead, and the product is counted, twice that again backward.
 
     Args:
         steps: of all sequences.
         channels: of a state.
         per_step: numbers that a step reads for each channel.
+        again: how many of them the backward reads: what is only added it does not.
         per_state: numbers that a state has for each channel.
         weights: of the recurrence.
         itemsize: bytes of a number.
@@ -164,7 +166,8 @@ def recurrence_work(
     read += channels * (channels + 1) * per_step if projected else 0
     numbers = read + states
     if backward:
-        numbers += 2 * read + 2 * states
+        not_again = 0 if projected else steps * channels * (per_step - again)
+        numbers += 2 * read - not_again + 2 * states
     return Work(product * (3 if backward else 1), numbers * itemsize)
 
 

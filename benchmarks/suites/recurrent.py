@@ -112,6 +112,7 @@ def _case(shape: RecurrentShape, figure: str, quick: bool) -> Case:
         steps=shape.batch * shape.time,
         channels=shape.channels,
         per_step=2 if linear else GATES[shape.kind],
+        again=1 if linear else GATES[shape.kind],
         per_state=shape.parts,
         weights=0 if linear else ROWS[shape.kind] * shape.channels,
         itemsize=shape.dtype.itemsize,

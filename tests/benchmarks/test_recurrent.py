@@ -160,12 +160,12 @@ def test_a_peer_that_cannot_take_part_says_why(monkeypatch, kind, peer, backward
 
 
 def test_work_counted_by_hand():
-    linear = {"steps": 5, "channels": 3, "per_step": 2, "per_state": 1, "weights": 0}
+    linear = {"steps": 5, "channels": 3, "per_step": 2, "again": 1, "per_state": 1, "weights": 0}
     options = {"itemsize": 4, "projected": False}
-    # a and b are read, x is written; then a, b, x and v are read, and both gradients written.
+    # a and b are read, x is written; then a, x and v are read, and both gradients written.
     assert recurrence_work(**linear, **options, backward=False) == Work(0, 4 * 3 * 15)
-    assert recurrence_work(**linear, **options, backward=True) == Work(0, 4 * 9 * 15)
-    layer = {"steps": 5, "channels": 3, "per_step": 3, "per_state": 1, "weights": 12}
+    assert recurrence_work(**linear, **options, backward=True) == Work(0, 4 * 8 * 15)
+    layer = {"steps": 5, "channels": 3, "per_step": 3, "again": 3, "per_state": 1, "weights": 12}
     numbers = 5 * 3 + 12 + 3 * 3 * 3 + 3 * 3 + 5 * 3
     options = {"itemsize": 2, "projected": True}
     assert recurrence_work(**layer, **options, backward=False) == Work(2 * 5 * 3 * 9, 2 * numbers)
