@@ -82,7 +82,7 @@ def _in_chunks(
 ) -> Tensor | None:
     """Fills states, all (batch, chunks, steps, …), and gives the last one.
 
-    None if a product is not finite: then it would be times zero what no number is.
+    None if a product overflows: times a state of zero it would be what no step gives.
     """
     products = torch.empty_like(a, memory_format=torch.contiguous_format)
     steps, chunks = range(a.shape[2]), range(a.shape[1])
@@ -96,8 +96,7 @@ def _in_chunks(
         compose(structure, a[:, :, t], products[:, :, before], products[:, :, t])
         advance(structure, a[:, :, t], states[:, :, before], b[:, :, t], states[:, :, t])
     end = order[-1]
-    # No further step makes a product finite again, so that the last ones tell of all.
-    if not _finite(products[:, :, end]):
+    if _overflow(products, a, end, reverse=reverse):
         return None
     first_states = torch.empty_like(states[:, :, end])
     for chunk in chunk_order:
@@ -114,8 +113,16 @@ def _in_chunks(
     return x
 
 
-def _finite(products: Tensor) -> bool:
-    """Taken for granted while a CUDA graph is captured, which cannot read."""
+def _overflow(products: Tensor, a: Tensor, end: int, *, reverse: bool) -> bool:
+    """Whether some product is not finite, and not because a coefficient before it is no number.
+
+    Not looked at while a CUDA graph is captured, which cannot read.
+    """
     if products.is_cuda and torch.cuda.is_current_stream_capturing():
-        return True
-    return bool(products.isfinite().all())
+        return False
+    # No further step makes a product finite again, so that the last ones tell of all.
+    if bool(products[:, :, end].isfinite().all()):
+        return False
+    lost = a.isnan()
+    lost = lost.flip(2).cumsum(2).flip(2) if reverse else lost.cumsum(2)
+    return bool((~products.isfinite() & (lost == 0)).any())

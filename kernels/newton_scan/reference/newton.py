@@ -71,7 +71,8 @@ def newton(
         )
         used, done = int(taken.max()), steps
         if adaptive and used == patience:
-            done = _exact(r, used, options.residual_limit(x.dtype))
+            told = r.masked_fill(_lost(initial).view(batch, 1, *(1,) * (r.ndim - 3), channels), 0)
+            done = _exact(told, used, options.residual_limit(x.dtype))
             window = max(SMALLEST, min(window // 2, 2 * done))
         elif options.window is None and used <= PATIENCE // 2:
             window *= 2
@@ -109,7 +110,8 @@ def _iterate(
     states.copy_(initial.unsqueeze(1).expand_as(states))
     none, r = torch.zeros_like(initial), states
     taken = torch.zeros(x.shape[0], x.shape[-1], dtype=torch.int32, device=x.device)
-    running = torch.ones_like(taken)
+    # After a state that is not a number all of them are such, as the guess is.
+    running = (~_lost(initial)).int()
     for _ in range(patience):
         previous = torch.cat([initial.unsqueeze(1), states[:, :-1]], dim=1)
         new, jacobian = cell.linearise(x, previous, w)
@@ -130,6 +132,11 @@ def _iterate(
 def _without(r: Tensor, padding: Tensor | None) -> Tensor:
     """Residuals of steps, 0 of padding."""
     return r if padding is None else r.masked_fill(padding, 0)
+
+
+def _lost(state: Tensor) -> Tensor:
+    """Chains that are not a number, (batch, channels)."""
+    return state.isnan() if state.ndim == 2 else state.isnan().all(dim=1)
 
 
 def _by_chain(r: Tensor) -> Tensor:

@@ -135,6 +135,35 @@ def test_products_that_overflow_where_no_state_does(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_coefficient_that_is_no_number(make_scan, scan_oracle, structure, reverse, backend):
+    """It reaches what follows it; chunks are not given up for it."""
+    scan = make_scan(structure, 1, 300, 3)
+    a = scan.a.detach().clone()
+    a[0, 150, ..., 1] = torch.nan
+    wanted = scan_oracle(a, scan.b, scan.initial, reverse=reverse)
+    got = linear_scan(a, scan.b, scan.initial, reverse=reverse, backend=backend)
+    torch.testing.assert_close(got, wanted, equal_nan=True)
+    assert 0 < int(wanted.isnan().sum()) < wanted.numel()
+
+
+def test_chunks_are_cut_only_for_products_that_overflow(monkeypatch):
+    """A coefficient that is no number makes none of them right."""
+    tried = []
+    run = chunks._in_chunks
+    monkeypatch.setattr(
+        chunks, "_in_chunks", lambda *given, **options: tried.append(0) or run(*given, **options)
+    )
+    a, b = torch.full((1, 8192, 2), 0.5), torch.randn(1, 8192, 2)
+    for first, growth, times in ((0.5, 1.0, 1), (torch.nan, 1.0, 1), (0.5, 1e2, 2)):
+        a[0, 4000], a[0, 5000:5032] = first, growth
+        b[0, :5040] = 0
+        linear_scan(a, b, backend="reference")
+        assert len(tried) == times
+        tried.clear()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_broadcast_coefficients(structure, make_scan, scan_oracle, backend):
     """One matrix for all times, as of a time-invariant system; its gradient is a sum."""
     scan = make_scan(structure, 2, 70, 3)

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ropewalk.kernels.newton_scan import CELLS, newton_scan
+from ropewalk.kernels.newton_scan.reference import newton
 
 WAYS = [
     (backend, algorithm)
@@ -140,13 +141,13 @@ def test_a_first_state_that_is_far_off(make_recurrence, cell, backend, size, tim
     """The first guess is the state before; what is exact is so however far off that was."""
     r = make_recurrence(cell, 2, time, 5).to(dtype=torch.float32)
     initial = r.initial * size
-    newton, in_turn = (
+    solved, in_turn = (
         newton_scan(
             r.inputs, r.weights, initial, cell=cell, backend=backend, algorithm=algorithm
         ).states
         for algorithm in ("newton", "sequential")
     )
-    torch.testing.assert_close(newton, in_turn, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(solved, in_turn, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("backend", ["reference", "numba"])
@@ -244,6 +245,21 @@ def test_what_is_not_finite_is_seen(make_recurrence, cell, backend, algorithm):
     if algorithm == "newton":
         assert found.residual[0, 1].isnan()
         assert found.residual[0, 0] <= 1e-6
+
+
+def test_a_chain_that_is_lost_is_not_iterated_on(make_recurrence, cell):
+    """Nor does it hold up the others: windows are cut once, where it is lost."""
+    r = make_recurrence(cell, 1, 2000, 3, std=0.3)
+    inputs = r.inputs.detach().clone()
+    inputs[0, 700, :, 1] = torch.nan
+    plain = call(r, backend="reference", algorithm="newton")
+    found = newton_scan(
+        inputs, r.weights, r.initial, cell=cell, algorithm="newton", backend="reference"
+    )
+    assert found.states[0, 700:, ..., 1].isnan().all()
+    assert found.states[0, :700].isfinite().all()
+    torch.testing.assert_close(found.states[..., ::2], plain.states[..., ::2])
+    assert int(found.iterations.max()) <= newton.PATIENCE
 
 
 @pytest.mark.parametrize(("backend", "algorithm"), WAYS)
