@@ -24,12 +24,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ropewalk.blocks.recurrent.cells import Cell
 from ropewalk.blocks.recurrent.solvers.layout import Layout
 from ropewalk.blocks.recurrent.solvers.system import System, diagonal_of, transposed
 from ropewalk.kernels.autocast import suspended
+from ropewalk.kernels.once import once
 
 Gradient = Literal["implicit", "diagonal"]
 GRADIENTS = ("implicit", "diagonal")
@@ -73,23 +73,24 @@ class _Implicit(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, *saved, ctx.constants = inputs
-        ctx.save_for_backward(*saved)
+        _, _, *saved, ctx.constants = inputs
+        # The result in the place of the states, which it equals: it leads to all that they came of.
+        ctx.save_for_backward(output, *saved)
 
     @staticmethod
-    @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, grad: Tensor
-    ) -> tuple[Tensor, None, None, None, None, None]:
+    ) -> tuple[Tensor | None, None, None, None, None, None]:
         states, drive, initial, a = ctx.saved_tensors
         cell, layout, gradient = ctx.constants
-        with suspended(grad):
+        with torch.no_grad(), suspended(grad):
             if a is None:
                 a = _jacobian(System(cell, drive, initial, layout), states, gradient)
             structure = _structure(cell, gradient)
             a = layout.next(transposed(a, structure))
             system = System(cell, drive, initial, layout)
             found = system.scan(a, grad.contiguous(), structure=structure, reverse=True)
+        (found,) = once((found,), states, grad, instead="use `iterate`, or backward through steps")
         return found, None, None, None, None, None
 
 

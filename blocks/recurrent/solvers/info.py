@@ -56,7 +56,8 @@ class SolveInfo:
             infinite if one is not finite.
         converged: residual ≤ tolerance.
         method: "newton", …, or "sequential"; where "auto" was asked for, what it took.
-        windows: how many pieces of time were solved one after another; 0 if there is no time.
+        windows: how many pieces of time were solved one after another; 0 if there is no time. The
+            fused scan does not tell: as many as the window that was asked for makes, or 1.
         tolerance: of the residual.
         total_iterations: of all windows, failed ones as well.
         failed: windows that were cut down, in order.

@@ -1,5 +1,6 @@
 """`iterate`: what a method has after exactly k iterations over all of time."""
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -59,6 +60,8 @@ def iterate(
     narrow = system.drive.dtype
     with suspended(system.drive):
         system = widened(system)
+        if not torch.compiler.is_compiling():  # it finds what is made twice by itself
+            system = system.prepared()
         states = system.guess() if guess is None else guess.to(system.drive.dtype)
         if system.layout.time == 0:
             return states.to(narrow)

@@ -1,5 +1,6 @@
 """`solve`: all states of a nonlinear recurrence, and the truth about how well they fit."""
 
+import math
 from dataclasses import replace
 
 import torch
@@ -117,6 +118,8 @@ def solve(
                 smallest = system.layout.time if on_cpu else limits.smallest
                 limits = replace(limits, retry=True, smallest=smallest)
             states, info = _in_torch(system, way, guess, limits, gradient)
+    if not math.isfinite(info.residual):
+        validation.check_weights(cell)
     report(info, strict, choice=method == "auto")
     return states, info
 

@@ -49,6 +49,12 @@ def check_finite(name: str, x: Tensor, mend: str) -> None:
         )
 
 
+def check_weights(cell: Cell) -> None:
+    """Refuses NaN and infinity in parameters; asked where states are not finite."""
+    for name, parameter in cell.named_parameters():
+        check_finite(f"cell.{name}", parameter, "look for what made them in training")
+
+
 def check_concrete(x: Tensor) -> None:
     """Refuses to solve where there are no numbers, and so no residual."""
     if x.is_meta or torch.compiler.is_compiling():

@@ -31,9 +31,9 @@ PATIENCE = 8
 """Iterations in which the residual of a window of more than ITERATIONS steps must halve, or the
 window is cut."""
 
-IDLE = 3
-"""Iterations in which the residual of what fits already must halve, or it is as good as rounding
-allows."""
+IDLE, FALLING = 3, 0.95
+"""Iterations in which the residual of what fits already must fall by this factor, or it is as good
+as rounding allows. Where it falls by ρ in each, the error is about 1/(1 − ρ) of it."""
 
 
 @dataclass(frozen=True)
@@ -173,20 +173,24 @@ def _iterate(system: System, method: Method, states: Tensor, limits: Limits) -> 
     steps = states.shape[1]
     prepared, limit, patience = method.prepare(system), limits.iterations(steps), limits.patience
     rounding = torch.finfo(states.dtype).eps
+    exact = min(limits.tolerance, 8 * rounding) if limits.thorough else limits.tolerance
     best, best_at, iterations, last = math.inf, 0, 0, False
+    least, least_at = math.inf, 0
     while True:
         if last:
             return _Outcome(states, iterations, best, steps)
         made = system.step(system.previous(states))
         by_step = residuals(states, made)
         residual = float(by_step.max())
-        idle = iterations - best_at
-        fits = residual <= limits.tolerance
-        if fits and (residual <= rounding or iterations >= limit or idle >= IDLE):
+        if residual < FALLING * least:
+            least, least_at = residual, iterations
+        fits, spent = residual <= limits.tolerance, iterations >= limit
+        settled = residual <= rounding or iterations - least_at >= IDLE
+        enough = residual <= exact or iterations >= steps or not limits.retry
+        if fits and (settled or (spent and enough)):
             return _Outcome(states, iterations, residual, steps)
-        if iterations >= limit or idle >= patience(steps):
+        if spent or iterations - best_at >= patience(steps):
             # What follows on these states has no further iteration to correct them.
-            exact = min(limits.tolerance, 8 * rounding) if limits.thorough else limits.tolerance
             kept = int((by_step <= exact).cumprod(0).sum())
             return _Outcome(states, iterations, residual, kept)
         if residual < best / 2:

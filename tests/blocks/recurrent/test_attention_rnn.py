@@ -9,10 +9,10 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ropewalk.blocks.recurrent.attention_rnn import (
     AttentionState,
-    recurrent_attention,
     combine,
     prefix_attention,
     read,
+    recurrent_attention,
 )
 
 

@@ -108,6 +108,16 @@ def test_weights_that_are_not_finite(cell):
         solve(cell, INPUTS)
 
 
+@pytest.mark.parametrize("method", ["auto", "newton", "sequential", "elk"])
+@pytest.mark.parametrize("make", [TanhCell, lambda n: TanhCell(n, True), lambda n: GRUCell(n, n)])
+def test_recurrent_weights_that_are_not_finite(make, method):
+    cell = make(3)
+    with torch.no_grad():
+        cell.weight_hh[0, 1] = float("inf")
+    with pytest.raises(ValueError, match=r"cell\.weight_hh: .* got inf at \(0, 1\)"):
+        solve(cell, INPUTS, method=method)
+
+
 def test_a_projection_that_loses_time():
     cell = FunctionCell(torch.add, 3, structure="diagonal", project=lambda x: x[:, 1:])
     with pytest.raises(ValueError, match=r"cell.project: expected \(2, 6, …\), got \(2, 5, 3\)"):

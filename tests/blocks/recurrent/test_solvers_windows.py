@@ -217,3 +217,17 @@ def test_a_looser_tolerance_takes_fewer_iterations(make_cell, draw):
     assert loose.iterations < tight.iterations
     assert loose.tolerance == 0.1
     assert loose.converged
+
+
+@pytest.mark.parametrize("window", [None, 200])
+@pytest.mark.parametrize("factor", [0.5, 0.8, 0.9, 0.95])
+@pytest.mark.usefixtures("warned_freely")
+def test_slow_convergence_is_not_taken_for_its_end(factor, window):
+    """Where the residual falls by ρ in each iteration the error is 1/(1 − ρ) of it."""
+    torch.manual_seed(0)
+    inputs = 0.1 * torch.rand(2, 200, 4)
+    cell = FunctionCell(lambda h, x: factor * h + x, 4, structure="diagonal")
+    exact, _ = solve(cell, inputs.double(), method="sequential")
+    states, info = solve(cell, inputs, method="jacobi", window=window)
+    assert info.converged
+    torch.testing.assert_close(states.double(), exact, rtol=0, atol=5e-6)
