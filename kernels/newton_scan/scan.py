@@ -52,7 +52,8 @@ def newton_scan(
         initial_state: the states before the first steps, of the LSTM [c, h]; None is zeros.
         cell: "tanh", "gru" or "lstm".
         algorithm: "newton", "sequential", or "auto" for the faster one.
-        window: steps that are solved at once; None leaves it to the implementation.
+        window: steps that are solved at once, at most: Triton's kernels cut what registers do not
+            hold. None leaves it to the implementation.
         tolerance: of a step's residual, absolute; None is 1e-6, for float64 1e-13. The iteration
             that meets it still corrects what it has found.
         max_iterations: within a window; None is as many as it has steps. Fewer may end before the

@@ -6,7 +6,9 @@ Chosen by reasoning and not by the clock. A scan is worth what it keeps under wa
 steps of them load 16 KiB at once. With a batch of 8 × 2048 channels there are 512 such programs,
 four on each multiprocessor, all of them at once if a thread has no more than 128 registers: 64 KiB
 while they wait, and while one walks the others wait. Half precision takes two channels a thread, so
-that a row is a whole line again, and twice the warps for half as many programs.
+that a row is a whole line again, and half as many programs of as many warps: half the bytes leave
+half the time for instructions, and where groups meet each more of them costs some for every
+channel. For the same reason threads have one channel of blocks, whatever their precision.
 
 With fewer programs each takes more warps, more steps at once. If that still leaves processors idle
 and a program would take many tiles, time is split into chunks (`chunks_of`): a first pass finds
@@ -26,20 +28,34 @@ from ropewalk.kernels.interpreter import interpreted
 from ropewalk.kernels.sizes import ceil_divide, power_of_two
 
 LANES = 32
-ROWS = {
-    ("real", 4): (16, 8),
-    ("real", 2): (8, 4),
-    ("complex", 8): (8, 4),
-    ("block2", 4): (8, 4),
-    ("block2", 2): (4, 2),
+
+
+class Thread(NamedTuple):
+    """What a thread has.
+
+    Attributes:
+        channels: neighbours of a row, loaded at once.
+        rows: of a tile, forward and backward.
+        resident: warps that a processor must hold at once, which bounds a thread's registers.
+        enough: warps that a processor must have for enough loads to be under way.
+    """
+
+    channels: int
+    rows: tuple[int, int]
+    resident: int
+    enough: int
+
+
+THREADS = {
+    ("real", 4): Thread(1, (16, 8), 16, 12),
+    ("real", 2): Thread(2, (16, 8), 12, 7),
+    ("complex", 8): Thread(1, (8, 4), 16, 12),
+    ("block2", 4): Thread(1, (8, 4), 8, 12),
+    ("block2", 2): Thread(1, (8, 4), 8, 12),
 }
-"""Of a thread, by structure and bytes of a number: forward, backward."""
+"""By structure and bytes of a number."""
 WARPS = (4, 8)
 """Of a program: the fewest that give a processor enough, else the most."""
-ENOUGH_WARPS = 12
-"""Of a processor, to have enough loads under way."""
-RESIDENT_WARPS = {"real": 16, "complex": 16, "block2": 8}
-"""That a processor must hold at once, which bounds the registers of a thread."""
 MANY_TILES = 24
 """Of a program that leaves processors idle, beyond which time is split: 20 µs or more."""
 LEAST_TILES = 4
@@ -110,14 +126,14 @@ def configuration(
     """
     if interpreted():
         return INTERPRETED
-    each = 2 if dtype.itemsize == 2 else 1
-    block = min(LANES * each, power_of_two(channels))
+    thread = THREADS[structure, dtype.itemsize]
+    block = min(LANES * thread.channels, power_of_two(channels))
     programs = sequences * ceil_divide(channels, block)
-    wanted = ENOUGH_WARPS * processors(device)
+    wanted = thread.enough * processors(device)
     warps = next((some for some in WARPS if programs * some >= wanted), WARPS[-1])
-    rows = ROWS[structure, dtype.itemsize][backward]
-    registers = most_registers(RESIDENT_WARPS[structure])
-    how = Configuration(block, warps * LANES * each // block, rows, warps, registers)
+    groups = warps * LANES * thread.channels // block
+    registers = most_registers(thread.resident)
+    how = Configuration(block, groups, thread.rows[backward], warps, registers)
     while how.warps > 1 and how.tile >= 2 * time:
         how = how._replace(warps=how.warps // 2, groups=max(1, how.groups // 2))
     return how

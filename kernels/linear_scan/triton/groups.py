@@ -22,6 +22,8 @@ import triton
 import triton.language as tl
 
 from ropewalk.kernels.linear_scan.triton.structures import (
+    OF_PRODUCT,
+    OF_STATE,
     add,
     apply,
     compose,
@@ -34,8 +36,8 @@ from ropewalk.kernels.linear_scan.triton.structures import (
 def _through(a, b, x, y, STRUCTURE: tl.constexpr):
     """The map (a, b) after the map (x, y)."""
     return (
-        compose(a, x, STRUCTURE, True),
-        add(apply(a, y, STRUCTURE, True), b, STRUCTURE),
+        compose(a, x, STRUCTURE, OF_PRODUCT),
+        add(apply(a, y, STRUCTURE, OF_STATE), b, STRUCTURE),
     )
 
 
@@ -119,6 +121,6 @@ def entries(
         carry: the state before the first, the same in all rows.
     """
     upto, before = scan_groups(product, end, GROUPS, CHANNELS, STRUCTURE)
-    after = add(apply(upto[0], carry, STRUCTURE, True), upto[1], STRUCTURE)
-    entry = add(apply(before[0], carry, STRUCTURE, True), before[1], STRUCTURE)
+    after = add(apply(upto[0], carry, STRUCTURE, OF_STATE), upto[1], STRUCTURE)
+    entry = add(apply(before[0], carry, STRUCTURE, OF_STATE), before[1], STRUCTURE)
     return entry, last_group(after, GROUPS, CHANNELS)

@@ -12,45 +12,54 @@ block2      (a00, a01, a10, a11)   (x0, x1)
 import triton
 import triton.language as tl
 
-NO = tl.constexpr(False)
+PLAIN = tl.constexpr(0)
+OF_STATE = tl.constexpr(1)
+OF_PRODUCT = tl.constexpr(2)
+"""What may have left float32 in a multiplication: neither factor, p, or either of them."""
 
 
 @triton.jit
-def times(p, x, SAFE: tl.constexpr):
-    """The product p x; where SAFE, zero times anything is 0, also times what left float32."""
+def times(p, x, KIND: tl.constexpr):
+    """The product p x, where zero times a product that left float32 is 0.
+
+    A product of coefficients may overflow where states do not, and the zeros around it must stay
+    zeros. A state that is infinite or not a number is truly so: times 0 it is not a number.
+    """
     y = p * x
-    if SAFE:
+    if KIND == OF_STATE:
+        y = tl.where(x == 0.0, 0.0, y)
+    elif KIND == OF_PRODUCT:
         y = tl.where((p == 0.0) | (x == 0.0), 0.0, y)
     return y
 
 
 @triton.jit
-def apply(a, x, STRUCTURE: tl.constexpr, SAFE: tl.constexpr = NO):
+def apply(a, x, STRUCTURE: tl.constexpr, KIND: tl.constexpr = PLAIN):
     """The state a x."""
     if STRUCTURE == "real":
-        y = (times(a[0], x[0], SAFE),)
+        y = (times(a[0], x[0], KIND),)
     elif STRUCTURE == "complex":
         y = (
-            times(a[0], x[0], SAFE) - times(a[1], x[1], SAFE),
-            times(a[1], x[0], SAFE) + times(a[0], x[1], SAFE),
+            times(a[0], x[0], KIND) - times(a[1], x[1], KIND),
+            times(a[1], x[0], KIND) + times(a[0], x[1], KIND),
         )
     else:
         y = (
-            times(a[0], x[0], SAFE) + times(a[1], x[1], SAFE),
-            times(a[2], x[0], SAFE) + times(a[3], x[1], SAFE),
+            times(a[0], x[0], KIND) + times(a[1], x[1], KIND),
+            times(a[2], x[0], KIND) + times(a[3], x[1], KIND),
         )
     return y
 
 
 @triton.jit
-def compose(a, b, STRUCTURE: tl.constexpr, SAFE: tl.constexpr = NO):
+def compose(a, b, STRUCTURE: tl.constexpr, KIND: tl.constexpr = PLAIN):
     """The coefficient a b, of which b comes first."""
     if STRUCTURE == "block2":
-        left = apply(a, (b[0], b[2]), STRUCTURE, SAFE)
-        right = apply(a, (b[1], b[3]), STRUCTURE, SAFE)
+        left = apply(a, (b[0], b[2]), STRUCTURE, KIND)
+        right = apply(a, (b[1], b[3]), STRUCTURE, KIND)
         y = (left[0], right[0], left[1], right[1])
     else:  # numbers: a coefficient is what a state is
-        y = apply(a, b, STRUCTURE, SAFE)
+        y = apply(a, b, STRUCTURE, KIND)
     return y
 
 

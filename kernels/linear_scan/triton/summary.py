@@ -22,6 +22,8 @@ from ropewalk.kernels.linear_scan.triton.memory import (
     store_parts,
 )
 from ropewalk.kernels.linear_scan.triton.structures import (
+    OF_PRODUCT,
+    OF_STATE,
     add,
     adjoint,
     apply,
@@ -89,8 +91,8 @@ def summary_kernel(
             upto, _ = scan_groups(product, end, GROUPS, CHANNELS, STRUCTURE)
             product = last_group(upto[0], GROUPS, CHANNELS)
             end = last_group(upto[1], GROUPS, CHANNELS)
-        total = compose(product, total, STRUCTURE, True)
-        carry = add(apply(product, carry, STRUCTURE, True), end, STRUCTURE)
+        total = compose(product, total, STRUCTURE, OF_PRODUCT)
+        carry = add(apply(product, carry, STRUCTURE, OF_STATE), end, STRUCTURE)
 
     wide = tl.cast(channels, tl.int64)
     one = (group == 0) & within

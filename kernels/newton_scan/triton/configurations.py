@@ -72,7 +72,7 @@ def in_windows(
         time: steps of the longest.
         channels: of each step.
         device: where they are.
-        window: steps that are to be solved at once; the longest that fits is the limit.
+        window: steps that are to be solved at once; longer ones are cut to what fits.
     """
     rows = ROWS[cell]
     if interpreted():

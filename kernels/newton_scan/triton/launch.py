@@ -52,7 +52,7 @@ def forward(problem: Problem, options: Options) -> Scanned:
         iterations=iterations,
         residual=residual,
         window=window,
-        tolerance=options.residual_limit(torch.float32),
+        tolerance=float(options.residual_limit(torch.float32)),
         limit=options.limit(window),
     )
     return found

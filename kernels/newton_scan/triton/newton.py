@@ -1,13 +1,14 @@
 """Kernel: Newton's method inside windows, one after another; the last state is carried on.
 
-    r_t = f(h_(t−1), x_t) − h_t    δ_t = J_t δ_(t−1) + r_t    h_t ← h_t + δ_t
+    r_t = f(h_(t−1), x_t) − h_t    δ_t = J_t δ_(t−1) + r_t    h_t ← f(h_(t−1), x_t) + J_t δ_(t−1)
 
 A program has a block of a sequence's channels. It loads a window's inputs once, and iterates cell,
 Jacobian and scan in registers, in the groups of rows that `linear_scan/triton/groups.py` describes.
-Where δ overflows, a state becomes f(h_(t−1), x_t), which is bounded, and exact as soon as the step
-before it is. So after k iterations the first k steps are exact, and as many as a window has always
-end. The states before groups are copies of their neighbours' last ones after every iteration: were
-they updated by themselves, rounding would part the two.
+Once the step before is exact, δ_(t−1) is 0 and the state is f's, to the last bit; h_t + δ_t would
+lose f's digits beside those of a guess that is far off. Where J δ overflows, a state becomes f's
+too. So after k iterations the first k steps are exact, and as many as a window has always end. The
+states before groups are copies of their neighbours' last ones after every iteration: were they
+updated by themselves, rounding would part the two.
 """
 
 # pyright: reportGeneralTypeIssues=false
@@ -16,7 +17,7 @@ they updated by themselves, rounding would part the two.
 import triton
 import triton.language as tl
 
-from ropewalk.kernels.linear_scan.triton.groups import entries, last_group
+from ropewalk.kernels.linear_scan.triton.groups import entries
 from ropewalk.kernels.linear_scan.triton.memory import load_state, span, store_parts
 from ropewalk.kernels.linear_scan.triton.structures import (
     add,
@@ -47,6 +48,22 @@ def _finite(x, otherwise, STRUCTURE: tl.constexpr):
             tl.where(tl.abs(x[1]) < float("inf"), x[1], otherwise[1]),
         )
     return z
+
+
+@triton.jit
+def _row(
+    rows, wanted, group, GROUPS: tl.constexpr, CHANNELS: tl.constexpr, STRUCTURE: tl.constexpr
+):
+    """The state of one step of a window, in all rows of the tile."""
+    found = rows[0]
+    for i in tl.static_range(1, len(rows)):
+        found = choose(group + i == wanted, rows[i], found, STRUCTURE)
+    of_group = (group <= wanted) & (wanted < group + len(rows))
+    y = ()
+    for part in tl.static_range(len(found)):
+        row = tl.sum(tl.where(of_group, found[part], 0.0), axis=0)
+        y += (tl.broadcast_to(row[None, :], [GROUPS, CHANNELS]),)
+    return y
 
 
 @triton.jit
@@ -138,11 +155,11 @@ def newton_kernel(
             h_rows += (carry,)
         entry = carry
         count = sequence * 0
-        gap = tolerance + 1.0
+        gap = tolerance * 0.0 + float("inf")
         here = worst
         # What the condition reads is read in the body too: Triton's compiler fails where it is not.
         while (gap > tolerance) & (count <= limit):
-            r_rows, slope_rows = (), ()
+            new_rows, slope_rows = (), ()
             before = entry
             product = identity(GROUPS, CHANNELS, STRUCTURE)
             end = zero(GROUPS, CHANNELS, STRUCTURE)
@@ -155,7 +172,7 @@ def newton_kernel(
                 slopes = or_one(exists, slopes, STRUCTURE)
                 r = _minus(new, h_rows[i], STRUCTURE)
                 here = tl.maximum(here, tl.where(exists, greatest(new, h_rows[i]), 0.0))
-                r_rows += (r,)
+                new_rows += (new,)
                 slope_rows += (slopes,)
                 if GROUPS > 1:
                     product = compose(slopes, product, STRUCTURE)
@@ -167,9 +184,9 @@ def newton_kernel(
             more = (count < limit) & (gap > tolerance)
             updated = ()
             for i in tl.static_range(ROWS):
-                moved = apply(slope_rows[i], change, STRUCTURE)
-                change = add(moved, r_rows[i], STRUCTURE)
-                h = add(h_rows[i], _finite(change, r_rows[i], STRUCTURE), STRUCTURE)
+                moved = add(new_rows[i], apply(slope_rows[i], change, STRUCTURE), STRUCTURE)
+                h = _finite(moved, new_rows[i], STRUCTURE)
+                change = _minus(h, h_rows[i], STRUCTURE)
                 updated += (choose(more, h, h_rows[i], STRUCTURE),)
             h_rows = updated
             if GROUPS > 1:
@@ -179,7 +196,8 @@ def newton_kernel(
         for i in tl.static_range(ROWS):
             inside = (group + i < last) & within
             store_parts(h_begin + (begin + i) * h_stride, wide, h_rows[i], inside, STRUCTURE)
-        carry = last_group(h_rows[ROWS - 1], GROUPS, CHANNELS)
+        # Not the tile's last row: behind a shorter window it is an iteration late.
+        carry = _row(h_rows, last - 1, group, GROUPS, CHANNELS, STRUCTURE)
         most = tl.maximum(most, tl.minimum(count, limit))
         worst = tl.maximum(worst, here)
 

@@ -152,6 +152,16 @@ def test_coefficients_that_vanish_reset_what_overflowed(kernel_device):
     torch.testing.assert_close(found.cpu().flatten(), expected, rtol=0, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
+def test_coefficients_that_vanish_do_not_hide_an_infinite_state(kernel_device):
+    """Zero times infinity is not a number, in later tiles as step by step."""
+    a, b = torch.full((1, 11, 1), 0.5), torch.ones(1, 11, 1)
+    a[:, 4], b[:, 1] = 0.0, torch.inf
+    found = triton.forward(Problem(a.to(kernel_device), b.to(kernel_device)), WHOLE).cpu().flatten()
+    assert found[1:4].isinf().all()
+    assert found[4:].isnan().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_is_rounded_once(dtype, make_scan, scan_oracle, kernel_device):
     scan = make_scan("diagonal", 1, 6, 3).to(dtype=dtype, device=kernel_device)

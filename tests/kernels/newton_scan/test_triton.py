@@ -88,6 +88,21 @@ def test_windows_of_any_length(window, check, uninitialised):
     assert (found.iterations <= window).all()
 
 
+def test_windows_are_cut_to_what_a_program_holds(check, kernel_device):
+    """Interpreted, 16 steps."""
+    found = check("tanh", Options("newton", 40), (1, 18, 1))
+    assert (found.iterations <= (16 if kernel_device.type == "cpu" else 40)).all()
+
+
+@pytest.mark.parametrize("tolerance", [3, 1e9])
+def test_any_tolerance_corrects_once(tolerance, make_recurrence, kernel_device):
+    """A whole number too, and one beside which 1 is nothing."""
+    r = make_recurrence("tanh", 1, 4, 1, std=0.3).to(dtype=FP32, device=kernel_device)
+    found = triton.forward(problem_of(r), Options("newton", 4, tolerance))
+    assert (found.iterations == 1).all()
+    close(found.states, triton.forward(problem_of(r), IN_TURN).states.double().cpu(), 0.1)
+
+
 @pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
 def test_steep_cells_stay_finite_and_end_exact(make_recurrence, recurrence_oracle, kernel_device):
     """Jacobians along a guess that is far off overflow; the states do not."""
@@ -99,6 +114,17 @@ def test_steep_cells_stay_finite_and_end_exact(make_recurrence, recurrence_oracl
     found = triton.forward(problem_of(r), Options("newton", 16))
     assert found.states.isfinite().all()
     close(found.states, recurrence_oracle(r.to(dtype=torch.float64, device="cpu")))
+
+
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
+@pytest.mark.parametrize(("window", "iterations"), [(7, None), (7, 4), (3, None)], ids=str)
+def test_guesses_that_are_far_off_end_exact(window, iterations, make_recurrence, kernel_device):
+    """Beside a guess of 1e20 a state's digits would be lost, also behind a window of odd length."""
+    r = make_recurrence("lstm", 1, 9, 2, std=1e10, seed=1).to(dtype=FP32, device=kernel_device)
+    exact = triton.forward(problem_of(r), IN_TURN).states
+    found = triton.forward(problem_of(r), Options("newton", window, None, iterations)).states
+    first = slice(0, iterations or 9)
+    close(found[:, first], exact[:, first].double().cpu(), 1e-5)
 
 
 def test_few_iterations_leave_a_residual_that_is_told(make_recurrence, kernel_device):
