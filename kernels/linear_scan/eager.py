@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ropewalk.kernels.linear_scan.op import gradients, states_of
 from ropewalk.kernels.linear_scan.problem import Needs, Problem
+from ropewalk.kernels.once import once
 
 
 def eager_scan(problem: Problem, backend: str) -> Tensor:
@@ -35,12 +35,14 @@ class _Scan(torch.autograd.Function):
         return states
 
     @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] (the decorator's type)
-        ctx: Any, *grads: Tensor
-    ) -> tuple[Any, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         a, initial, cu_seqlens, states = ctx.saved_tensors
         reverse, backend = ctx.constants
         problem = Problem(a, states, initial, reverse, cu_seqlens)
         needs = Needs(*map(bool, ctx.needs_input_grad[:3]))
-        return *gradients(problem, states, grads[0], needs, backend), None, None, None
+        with torch.no_grad():
+            found = gradients(problem, states, grads[0], needs, backend)
+        found = once(
+            found, a, initial, states, grads[0], instead="use the transforms of torch.func"
+        )
+        return *found, None, None, None

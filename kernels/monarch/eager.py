@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ropewalk.kernels.monarch.op import gradients, product
 from ropewalk.kernels.monarch.problem import Needs, Problem
+from ropewalk.kernels.once import once
 
 
 def eager_product(problem: Problem, keep_hidden: bool, backend: str) -> Tensor:
@@ -40,12 +40,12 @@ class _Product(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] (the decorator's type)
-        ctx: Any, *y_grads: Tensor
-    ) -> tuple[Any, ...]:
+    def backward(ctx: Any, *y_grads: Tensor) -> tuple[Any, ...]:
         x, right, left, bias, hidden = ctx.saved_tensors
         activation, block_major, backend = ctx.constants
         problem = Problem(x, right, left, bias, activation, block_major)
         needs = Needs(*map(bool, ctx.needs_input_grad[:4]))
-        return *gradients(problem, hidden, y_grads[0], needs, backend), *(None,) * 4
+        with torch.no_grad():
+            found = gradients(problem, hidden, y_grads[0], needs, backend)
+        sources = (x, right, left, bias, y_grads[0])
+        return *once(found, *sources, instead="take backend='dense'"), *(None,) * 4

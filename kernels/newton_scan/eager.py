@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ropewalk.kernels.newton_scan.op import gradients, scanned
 from ropewalk.kernels.newton_scan.problem import Needs, Options, Problem, Scanned
+from ropewalk.kernels.once import once
 
 
 def eager_scan(problem: Problem, options: Options, backend: str) -> Scanned:
@@ -41,14 +41,15 @@ class _Scan(torch.autograd.Function):
         return states, iterations, residual
 
     @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] (the decorator's type)
-        ctx: Any, *grads: Tensor | None
-    ) -> tuple[Any, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         if grads[0] is None:
             return (None,) * 7
         inputs, weights, initial, cu_seqlens, states = ctx.saved_tensors
         cell, options, backend = ctx.constants
         problem = Problem(inputs, weights, initial, cell, cu_seqlens)
         needs = Needs(*map(bool, ctx.needs_input_grad[:3]))
-        return *gradients(problem, states, grads[0], needs, options, backend), *(None,) * 4
+        with torch.no_grad():
+            found = gradients(problem, states, grads[0], needs, options, backend)
+        sources = (inputs, weights, initial, states, grads[0])
+        found = once(found, *sources, instead="use the transforms of torch.func")
+        return *found, *(None,) * 4

@@ -90,7 +90,7 @@ class _Implicit(torch.autograd.Function):
             a = layout.next(transposed(a, structure))
             system = System(cell, drive, initial, layout)
             found = system.scan(a, grad.contiguous(), structure=structure, reverse=True)
-        (found,) = once((found,), states, grad, instead="use `iterate`, or backward through steps")
+        (found,) = once((found,), states, grad, instead="differentiate a loop over cell.step")
         return found, None, None, None, None, None
 
 

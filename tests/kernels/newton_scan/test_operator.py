@@ -197,3 +197,13 @@ def test_defaults_of_torch_do_not_matter(
     grads = torch.autograd.grad(found.states.sum(), r.tensors)
     assert [t.dtype for t in found] == [torch.float32, torch.int32, torch.float32]
     assert {t.device.type for t in (*found, *grads)} == {"cpu"}
+
+
+@pytest.mark.parametrize("of", [0, 1, 2])
+def test_a_gradient_of_a_gradient_is_refused(make_recurrence, cell, of):
+    """Also one that is asked for by name, where torch drops what leads nowhere."""
+    r = make_recurrence(cell, 2, 5, 3)
+    states = newton_scan(*r.tensors, cell=cell).states
+    (grad,) = torch.autograd.grad(states.square().sum(), r.inputs, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"differentiated once.*torch\.func"):
+        torch.autograd.grad(grad.square().sum(), r.tensors[of])
