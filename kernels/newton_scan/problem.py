@@ -110,7 +110,7 @@ class Scanned(NamedTuple):
     Attributes:
         states: (batch, time, channels), of the LSTM (batch, time, 2, channels) with [c, h];
             contiguous, in the dtype of the inputs.
-        iterations: (sequences, channels) int32, the most that a window took; 0 if the steps were
+        iterations: (sequences, channels) int32, the most that a window took; 0 if all steps were
             taken one after another. The chains of a program are iterated together.
         residual: (sequences, channels) float32, the greatest |f(h_(t−1), x_t) − h_t|. Of a window
             that ended within the tolerance it is what the last iteration met, and then corrected;

@@ -51,7 +51,8 @@ def newton_scan(
         weights: of the recurrence, in the dtype of the inputs or, with half precision, in float32.
         initial_state: the states before the first steps, of the LSTM [c, h]; None is zeros.
         cell: "tanh", "gru" or "lstm".
-        algorithm: "newton", "sequential", or "auto" for the faster one.
+        algorithm: "newton", "sequential", or "auto" for the faster one. The three options that
+            follow are of Newton's method.
         window: steps that are solved at once, at most: Triton's kernels cut what registers do not
             hold. None leaves it to the implementation.
         tolerance: of a step's residual, absolute; None is 1e-6, for float64 1e-13. The iteration

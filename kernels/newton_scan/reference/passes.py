@@ -9,8 +9,10 @@ from ropewalk.kernels.newton_scan.reference.adjoint import adjoint
 from ropewalk.kernels.newton_scan.reference.newton import newton
 from ropewalk.kernels.newton_scan.reference.sequential import sequential
 
-WIDE = {"cpu": 32, "cuda": 2**14}
+WIDE = {"cpu": 16, "cuda": 2**14}
 """Chains from which taking steps in turn costs less than iterating on all of them."""
+LONG = {"cpu": 4096, "cuda": 0}
+"""Steps below which it does so too, however few chains there are."""
 
 
 def forward(problem: Problem, options: Options) -> Scanned:
@@ -74,7 +76,9 @@ def _solved(
     algorithm = options.algorithm
     if algorithm == "auto":
         chains = x.shape[0] * p.channels
-        algorithm = "sequential" if chains >= WIDE.get(x.device.type, 2**14) else "newton"
+        kind = "cpu" if x.device.type == "cpu" else "cuda"
+        few = chains < WIDE[kind] and x.shape[1] >= LONG[kind]
+        algorithm = "newton" if few else "sequential"
     if algorithm == "newton":
         return newton(p.formulas, x, w, initial, options, lengths)
     none = torch.zeros(x.shape[0], p.channels, dtype=torch.float32, device=x.device)

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ropewalk.kernels.newton_scan import CELLS, newton_scan
-from ropewalk.kernels.newton_scan.reference import newton
+from ropewalk.kernels.newton_scan.reference import newton, passes
 
 WAYS = [
     (backend, algorithm)
@@ -245,6 +245,22 @@ def test_what_is_not_finite_is_seen(make_recurrence, cell, backend, algorithm):
     if algorithm == "newton":
         assert found.residual[0, 1].isnan()
         assert found.residual[0, 0] <= 1e-6
+
+
+@pytest.mark.parametrize("std", [0.3, 3.0])
+def test_a_free_choice_gives_up_on_what_is_too_steep(
+    make_recurrence, recurrence_oracle, cell, std, monkeypatch
+):
+    """What short windows would take, the steps in turn do; what was exact is kept."""
+    monkeypatch.setattr(passes, "LONG", {"cpu": 500})
+    r = make_recurrence(cell, 2, 500, 3, std=std)
+    windows, run = [], newton._iterate
+    monkeypatch.setattr(newton, "_iterate", lambda *given: windows.append(0) or run(*given))
+    found = call(r, backend="reference")
+    torch.testing.assert_close(found.states, recurrence_oracle(r), rtol=1e-7, atol=1e-7)
+    assert len(windows) == 1
+    assert int(found.iterations.max()) > 2
+    assert (found.residual <= 1e-13).all()
 
 
 def test_a_chain_that_is_lost_is_not_iterated_on(make_recurrence, cell):
