@@ -1,8 +1,9 @@
 """`check_cell`: whether a cell keeps its word to the solvers.
 
-A declared Jacobian structure is never looked at while solving. If it is wrong, Newton's iteration
-becomes a slower one that still ends at the solution, but gradients become wrong without a sign. So
-a cell of one's own is checked once, against Jacobians from reverse-mode autograd at random states.
+If a declared Jacobian structure is wrong, Newton's iteration becomes a slower one that still ends
+at the solution, but gradients become wrong without a sign. `solve` looks at it once, along one
+direction at a few states. Here a cell of one's own is compared with whole Jacobians from
+reverse-mode autograd at random states.
 """
 
 import torch

@@ -4,7 +4,9 @@
 
 Without a formula the Jacobian comes from `torch.func`, in forward mode: a diagonal one takes a
 single product J·1, a block2 one two, a dense one as many as the state has numbers. These are right
-only if the structure is as declared, which is not looked at in every call: run `check_cell` once.
+only if the structure is as declared. A wrong one leaves the solution's states right, but its
+gradients are wrong, whatever the method: they go through the Jacobian. `solve` looks at it once, at
+a few positions; `check_cell` looks closer.
 """
 
 from collections.abc import Callable
@@ -20,6 +22,9 @@ Step = Callable[[Tensor, Tensor], Tensor]
 
 class FunctionCell(Cell):
     """A cell made of a function; parameters that it closes over, or has as a module, get gradients.
+
+    Gradients depend on `structure`, or on the formula, being right, also where the states do not:
+    `check_cell` tells whether they are.
 
     Example:
         >>> decay = torch.full((3,), 0.9)
@@ -84,7 +89,15 @@ class FunctionCell(Cell):
             raise ValueError(
                 f"inputs: expected (..., {self.input_size}), got {tuple(inputs.shape)}"
             )
-        return inputs if self.projection is None else self.projection(inputs)
+        if self.projection is None:
+            return inputs
+        try:
+            return self.projection(inputs)
+        except RuntimeError as error:
+            raise ValueError(
+                f"inputs: expected what project= takes, got {tuple(inputs.shape)} in "
+                f"{inputs.dtype}, of which it says: {error}"
+            ) from error
 
     def step(self, state: Tensor, drive: Tensor) -> Tensor:
         """See `Cell.step`."""

@@ -55,7 +55,9 @@ class SolveInfo:
         residual: greatest |h_t − f(h_{t−1}, x_t)| / max(1, |h_t|) of the states that are returned;
             infinite if one is not finite.
         converged: residual ≤ tolerance.
-        method: "newton", …, or "sequential"; where "auto" was asked for, what it took.
+        method: what the states came from: "newton", …, or "sequential", also where another method
+            was asked for and all of its states were given up (`sequential_from` is then 0). States
+            that it gave up later are told by `sequential_from`.
         windows: how many pieces of time were solved one after another; 0 if there is no time. The
             fused scan does not tell: as many as the window that was asked for makes, or 1.
         tolerance: of the residual.
@@ -88,11 +90,15 @@ TOLERANCE = {
 tolerance; what is left is their rounding."""
 
 
-def report(info: SolveInfo, strict: bool, *, choice: bool) -> None:
+CHECK = "a wrong Jacobian of one's own cell is another cause, which check_cell finds"
+
+
+def report(info: SolveInfo, asked: str, strict: bool, *, choice: bool) -> None:
     """Says what did not go as it was asked for: as a warning, or as an error.
 
     Args:
         info: what happened.
+        asked: the name of the method that was tried.
         strict: whether it is an error.
         choice: whether the method was the solver's choice; only the result counts then.
 
@@ -114,30 +120,36 @@ def report(info: SolveInfo, strict: bool, *, choice: bool) -> None:
             )
         )
         raise ConvergenceError(
-            f"{info.method}: expected convergence, got {found}{where}; take a smaller window, more "
-            "iterations, method='newton' or 'sequential', or strict=False",
+            f"{asked}: expected convergence, got {found}{where}; {_mend(asked)}; {CHECK}",
             info,
         )
     if not info.converged:
         _warn_once(
             "unconverged",
-            f"{info.method}: the states that are returned do not satisfy the recurrence, {found}; "
-            "see SolveInfo",
+            f"{asked}: the states that are returned do not satisfy the recurrence, {found}; see "
+            f"SolveInfo; {CHECK}",
         )
     elif info.sequential_from is not None:
         _warn_once(
-            f"{info.method} sequential",
-            f"{info.method} did not converge; from step {info.sequential_from} on, states were "
+            f"{asked} sequential",
+            f"{asked} did not converge; from step {info.sequential_from} on, states were "
             "computed one after another. The result is right, but slow: take another method or "
-            "a bounded cell. Given once",
+            f"a bounded cell; {CHECK}. Given once",
         )
     else:
         _warn_once(
-            f"{info.method} halved",
-            f"{info.method} did not converge in steps {info.failed[0].start} to "
+            f"{asked} halved",
+            f"{asked} did not converge in steps {info.failed[0].start} to "
             f"{info.failed[0].stop}, and windows were halved. The result is right; a smaller "
-            "window= saves the failed tries. Given once",
+            f"window= saves the failed tries; {CHECK}. Given once",
         )
+
+
+def _mend(asked: str) -> str:
+    if asked == "sequential":
+        return "what it was may be different at every call, or overflow: look at the cell"
+    others = "'sequential'" if asked in ("newton", "auto") else "'newton' or 'sequential'"
+    return f"take a smaller window, more iterations, method={others}, or strict=False"
 
 
 _told: set[str] = set()

@@ -15,6 +15,7 @@ from ropewalk.blocks.recurrent.solvers.info import TOLERANCE, Attempt, SolveInfo
 from ropewalk.blocks.recurrent.solvers.kernel import fused
 from ropewalk.blocks.recurrent.solvers.layout import Layout
 from ropewalk.blocks.recurrent.solvers.methods import Method, Sequential, named
+from ropewalk.blocks.recurrent.solvers.probe import check_first_states, probe
 from ropewalk.blocks.recurrent.solvers.sequential import sequential
 from ropewalk.blocks.recurrent.solvers.system import System, greatest
 from ropewalk.blocks.recurrent.solvers.windows import Course, Limits, solve_in_windows
@@ -46,7 +47,10 @@ def solve(
 
     The gradient is that of the solution (implicit function theorem), of inputs, parameters, also
     those that a function closes over, and initial states; once and in reverse. It keeps the states,
-    of cells that are not built in the Jacobians, too, and nothing of the iterations.
+    of cells that are not built in the Jacobians, too, and nothing of the iterations. It takes the
+    Jacobian as the cell declares it, so that states may be right while gradients are not. Of a cell
+    that is not built in, the first solution therefore compares it with derivatives of the step at a
+    few positions; `check_cell` does so more thoroughly.
 
     Args:
         cell: f.
@@ -55,8 +59,9 @@ def solve(
         guess: of all states, where iterations start; None takes the state before each window.
         method: "newton", "quasi", "jacobi", "picard", "fixed", "first_order", "clip", "scale",
             "elk", "sequential", or an object with options, such as `Clip(bound=0.5)`, are iterated
-            in torch; "auto" takes what is fastest, the fused scan for built-in diagonal cells: see
-            `choice`.
+            in torch; "auto" takes what is fastest: the fused scan for built-in diagonal cells, for
+            others newton or sequential by the rules of
+            `ropewalk.blocks.recurrent.solvers.choice`.
         window: how many steps are solved at once. None begins with all of them and leaves the
             sizes of the next to the solver; a number is kept unless a window fails.
         tolerance: of the residual, relative to states above 1 in size; None is 2e-6 in float32,
@@ -70,7 +75,8 @@ def solve(
         cu_seqlens: where packed sequences begin, and the end of the last; the batch is then 1.
         strict: raise instead of trying another way, except in "auto", whose ways are its choice.
         gradient: "implicit"; or "diagonal", which takes the diagonal of the Jacobian and is
-            *biased* for dense and block2 cells, for studies: see `gradients`.
+            *biased* for dense and block2 cells, for studies; by how much is measured in
+            `ropewalk.blocks.recurrent.solvers.gradients`.
 
     Returns:
         The states after each step, in the dtype of `cell.project(inputs)`, and a `SolveInfo`.
@@ -78,7 +84,8 @@ def solve(
     Raises:
         ConvergenceError: strict, and a window did not converge, or what was found does not fit.
         ValueError: NaN or infinity in inputs, states or weights; sizes, dtypes, devices, options
-            that do not fit; an unknown method.
+            that do not fit; an unknown method; a cell of one's own whose step has another shape
+            or dtype, takes no leading dimensions, or has another Jacobian than is declared.
         TypeError: an argument of the wrong kind.
 
     Source: kexue.fm/archives/9783; DEER, arXiv 2309.12252; ELK, arXiv 2407.19115; ParaRNN, arXiv
@@ -106,6 +113,7 @@ def solve(
     limit = TOLERANCE[narrow] if tolerance is None else tolerance
     limits = Limits(window, limit, max_iterations, not strict, tolerance is None)
     with suspended(system.drive):
+        check_first_states(widened(system))
         if way == "auto" and cell.kernel is not None and guess is None and gradient == "implicit":
             states, info = _fused(system, "auto", limits)
         elif isinstance(way, Sequential) and cell.kernel is not None and gradient == "implicit":
@@ -120,7 +128,8 @@ def solve(
             states, info = _in_torch(system, way, guess, limits, gradient)
     if not math.isfinite(info.residual):
         validation.check_weights(cell)
-    report(info, strict, choice=method == "auto")
+    asked = way if isinstance(way, str) else way.name
+    report(info, asked, strict, choice=method == "auto")
     return states, info
 
 
@@ -138,7 +147,10 @@ def prepare(
     layout = Layout.of(drive.shape[0], drive.shape[1], cu_seqlens)
     if initial_state is None:
         initial_state = drive.new_zeros(layout.sequences, *cell.state_shape)
-    return System(cell, drive, initial_state, layout)
+    system = System(cell, drive, initial_state, layout)
+    with suspended(drive):
+        probe(widened(system))
+    return system
 
 
 def widened(system: System) -> System:

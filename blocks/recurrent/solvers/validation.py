@@ -5,10 +5,12 @@ from torch import Tensor
 
 from ropewalk.blocks.checks import require_integer, require_positive
 from ropewalk.blocks.recurrent.cells import Cell
+from ropewalk.blocks.recurrent.cells.gated import GatedCell
 from ropewalk.blocks.recurrent.solvers.gradients import GRADIENTS
 from ropewalk.kernels.dtypes import wide
 from ropewalk.kernels.packing import check_cumulative, check_numbers
 
+WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -50,8 +52,12 @@ def check_finite(name: str, x: Tensor, mend: str) -> None:
 
 
 def check_weights(cell: Cell) -> None:
-    """Refuses NaN and infinity in parameters; asked where states are not finite."""
-    for name, parameter in cell.named_parameters():
+    """Refuses NaN and infinity in parameters, those of a layer's cells as well."""
+    named = dict(cell.named_parameters())
+    if isinstance(cell, GatedCell):  # a layer's has none of its own
+        weights = {name: getattr(cell, name) for name in WEIGHTS}
+        named |= {name: weight for name, weight in weights.items() if weight is not None}
+    for name, parameter in named.items():
         check_finite(f"cell.{name}", parameter, "look for what made them in training")
 
 
@@ -106,6 +112,12 @@ def check_states(
             raise ValueError(
                 f"{name}: expected a floating-point tensor on {drive.device}, as the inputs are, "
                 f"got {x.dtype} on {x.device}"
+            )
+        if name == "initial_state" and x.dtype == torch.float64 != drive.dtype:
+            raise ValueError(
+                f"initial_state: expected {wide(drive.dtype)} or narrower, as the states of these "
+                f"inputs are calculated, got {x.dtype}; convert it by .to({drive.dtype}), or the "
+                "inputs and the cell by .double()"
             )
         check_finite(name, x, "start from finite states")
 

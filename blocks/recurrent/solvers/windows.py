@@ -90,13 +90,21 @@ class Course:
     sequential_from: int | None = None
 
     def info(self, method: str, residual: float, tolerance: float, backend: str) -> SolveInfo:
-        """All of it, with the residual of what is returned."""
+        """All of it, with the residual of what is returned.
+
+        Args:
+            method: that was tried.
+            residual: of what is returned.
+            tolerance: of the residual.
+            backend: see `SolveInfo`.
+        """
+        in_turn = self.sequential_from == 0
         return SolveInfo(
-            iterations=self.iterations,
+            iterations=0 if in_turn else self.iterations,
             residual=residual,
             converged=residual <= tolerance,
-            method=method,
-            windows=self.windows,
+            method="sequential" if in_turn else method,
+            windows=1 if in_turn else self.windows,
             tolerance=tolerance,
             total_iterations=self.total_iterations,
             failed=tuple(self.failed),
