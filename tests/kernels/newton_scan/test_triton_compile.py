@@ -59,18 +59,18 @@ def fits(compile_launches: Callable[..., list[Any]]) -> Callable[..., list[Any]]
     return checked
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", ["tanh", "gru"])
 def test_many_chains_in_windows(cell: str, fits: Callable[..., list[Any]]) -> None:
     fits(problem(cell, BF16, MANY), 90, "newton")
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", ["tanh", "lstm"])
 def test_few_chains_in_windows(cell: str, fits: Callable[..., list[Any]]) -> None:
     forward, _ = fits(problem(cell, FP32, FEW, sequences=2), 80, "newton")
     assert forward.constexprs["GROUPS"] * forward.constexprs["ROWS"] >= 256
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize(("cell", "arch"), [("gru", 90), ("lstm", 80)])
 def test_steps_in_turn(cell: str, arch: int, fits: Callable[..., list[Any]]) -> None:
     fits(problem(cell, FP32, MANY), arch, "sequential")
 
