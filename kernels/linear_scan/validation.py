@@ -16,7 +16,8 @@ DTYPES = (
 FORMS = (
     "a (batch, time, channels) and b (batch, time, channels) [diagonal], "
     "a (batch, time, 2, 2, channels) and b (batch, time, 2, channels) [blocks], or "
-    "a (batch, time, channels, channels) and b (batch, time, channels) [dense]"
+    "a (batch, time, channels, channels) and b (batch, time, channels) [dense], where batch and time "
+    "of a may be 1"
 )
 
 
@@ -33,9 +34,14 @@ def check_tensors(
         if tensor.dtype not in DTYPES:
             raise ValueError(
                 f"{name}: expected a floating-point or complex dtype, got {tensor.dtype}; use "
-                ".float()"
+                f"{'.to(torch.complex64)' if tensor.is_complex() else '.float()'}"
             )
     for name, tensor in given.items():
+        if tensor.is_complex() and not b.is_complex():
+            raise ValueError(
+                f"{name}: expected {b.dtype} as b is, got {tensor.dtype}; make them all complex: "
+                f"b.to({tensor.dtype})"
+            )
         if tensor.dtype != b.dtype or tensor.device != b.device:
             raise ValueError(
                 f"{name}: expected {b.dtype} on {b.device} as b is, got {tensor.dtype} on "

@@ -21,6 +21,13 @@ CASES = [
     ((A, B.int()), {}, ValueError, r"b: expected a floating.*got torch\.int32; use \.float\(\)"),
     ((A.double(), B), {}, ValueError, r"a: expected torch\.float32 on cpu.*use \.to\(b\)"),
     ((A, B.to(torch.complex64)), {}, ValueError, r"a: expected torch\.complex64"),
+    (
+        (A.to(torch.complex64), B),
+        {},
+        ValueError,
+        r"make them all complex: b\.to\(torch\.complex64\)",
+    ),
+    ((A, B.to(torch.complex32)), {}, ValueError, r"use \.to\(torch\.complex64\)"),
     ((A, B, X.double()), {}, ValueError, r"initial_state: expected torch\.float32"),
     ((A[0], B[0]), {}, ValueError, r"a \(batch, time, channels\).*a \(5, 3\) and b \(5, 3\)"),
     ((A[..., :2], B), {}, ValueError, r"got a \(2, 5, 2\) and b \(2, 5, 3\)"),
