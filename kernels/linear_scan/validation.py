@@ -16,8 +16,8 @@ DTYPES = (
 FORMS = (
     "a (batch, time, channels) and b (batch, time, channels) [diagonal], "
     "a (batch, time, 2, 2, channels) and b (batch, time, 2, channels) [blocks], or "
-    "a (batch, time, channels, channels) and b (batch, time, channels) [dense], where batch and time "
-    "of a may be 1"
+    "a (batch, time, channels, channels) and b (batch, time, channels) [dense], where "
+    "batch and time of a may be 1"
 )
 
 

@@ -27,7 +27,6 @@ CASES = [
         ValueError,
         r"make them all complex: b\.to\(torch\.complex64\)",
     ),
-    ((A, B.to(torch.complex32)), {}, ValueError, r"use \.to\(torch\.complex64\)"),
     ((A, B, X.double()), {}, ValueError, r"initial_state: expected torch\.float32"),
     ((A[0], B[0]), {}, ValueError, r"a \(batch, time, channels\).*a \(5, 3\) and b \(5, 3\)"),
     ((A[..., :2], B), {}, ValueError, r"got a \(2, 5, 2\) and b \(2, 5, 3\)"),
