@@ -25,6 +25,11 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.complex128 if dtype.is_complex else torch.float64
 
 
+def floor_of(dtype: torch.dtype) -> float:
+    """What single results are rounded by, of which torch's may be exact by luck."""
+    return max(1e-5, torch.finfo(dtype).eps)
+
+
 def directions(scan: Callable[..., Tensor], given: list[Tensor], v: Tensor) -> list[Tensor]:
     """States and all gradients."""
     leaves = [t.detach().requires_grad_() for t in given]
@@ -53,7 +58,8 @@ def test_as_exact_as_steps_in_torch(
     ours, peer = directions(kernels, given, v), directions(steps, given, v)
     truth = directions(steps, [t.to(wide(dtype)) for t in given], v)
     for values in zip(peer, ours, truth, strict=True):
-        as_exact_as(*(torch.view_as_real(t) if t.is_complex() else t for t in values))
+        parts = (torch.view_as_real(t) if t.is_complex() else t for t in values)
+        as_exact_as(*parts, floor=floor_of(dtype))
 
 
 @pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)
@@ -77,7 +83,7 @@ def test_packed_sequences_of_all_lengths(
     ours, peer = directions(kernels, given, v), directions(steps, given, v)
     truth = directions(steps, [t.double() for t in given], v)
     for values in zip(peer, ours, truth, strict=True):
-        as_exact_as(*values)
+        as_exact_as(*values, floor=floor_of(dtype))
 
 
 def test_more_numbers_than_32_bits_count() -> None:
@@ -86,11 +92,11 @@ def test_more_numbers_than_32_bits_count() -> None:
     a = torch.full((1, 1, 1), 0.5, device="cuda", dtype=BF16).expand(batch, time, channels)
     b = torch.ones(batch, time, channels, device="cuda", dtype=BF16)
     states = triton.forward(Problem(a, b))
-    assert (states[:, 20:] == 2).all()
+    assert (states[:, 30:] == 2).all()
     del b
     found = triton.backward(Problem(a, states), states, states, Needs(False, True, False))
     assert found.b is not None
-    assert (found.b[:, 20:-20] == 4).all()
+    assert (found.b[:, 30:-30] == 4).all()
 
 
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
