@@ -23,9 +23,11 @@ from ropewalk.blocks.recurrent.cells import (
     TanhCell,
     check_cell,
 )
+from ropewalk.blocks.recurrent.layers import Options as LayerOptions
 from ropewalk.blocks.recurrent.layers import ParallelGRU, ParallelLSTM, ParallelRNN
 from ropewalk.blocks.recurrent.linear import LRU, SLRU, LinearRecurrence, MinGRU
 from ropewalk.blocks.recurrent.solvers import (
+    Attempt,
     Clip,
     ConvergenceError,
     Elk,
@@ -45,6 +47,7 @@ from ropewalk.blocks.recurrent.solvers import (
 )
 
 __all__ = [
+    "Attempt",
     "AttentionState",
     "Cell",
     "Clip",
@@ -59,6 +62,7 @@ __all__ = [
     "Jacobi",
     "LRU",
     "LSTMCell",
+    "LayerOptions",
     "LinearRecurrence",
     "Method",
     "MinGRU",

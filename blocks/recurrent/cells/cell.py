@@ -85,6 +85,13 @@ class Cell(nn.Module):
         """What a layer shows of a state; all of it, unless a cell says otherwise."""
         return state
 
+    def named_weights(self) -> dict[str, Tensor]:
+        """The recurrent weights that a step takes, by the names of the cell's equations.
+
+        Those of a bounded cell are made of its parameters. A cell of one's own need not tell any.
+        """
+        return {}
+
     def kernel_weights(self) -> Float[Tensor, "rows channels"]:
         """The effective weights, as `ropewalk.kernels.newton_scan` takes them."""
         raise TypeError(

@@ -57,6 +57,10 @@ class _GatedUnit(GatedCell):
         )
         return [bound_r, bound_z, bound_n, bound_bias]
 
+    def named_weights(self) -> dict[str, Tensor]:
+        """See `Cell.named_weights`."""
+        return dict(zip(("W_r", "W_z", "W_n", "b_n"), self.effective_weights(), strict=True))
+
     def _recurrent(self) -> tuple[Tensor, ...]:
         raise NotImplementedError
 

@@ -106,6 +106,11 @@ class DiagonalLSTMCell(GatedCell):
             a_o, c_o = bound([(a_o, 1.0), (c_o, 1.0)], 4.0)
         return [a_f, a_z, a_o, c_f, c_o]
 
+    def named_weights(self) -> dict[str, Tensor]:
+        """See `Cell.named_weights`."""
+        names = ("a_f", "a_z", "a_o", "c_f", "c_o")
+        return dict(zip(names, self.effective_weights(), strict=True))
+
     def _recurrent_weights(self) -> list[Tensor]:
         return self.effective_weights()
 
@@ -194,6 +199,10 @@ class LSTMCell(GatedCell):
 
     def _reset_recurrent(self) -> None:
         """All is drawn as torch draws it."""
+
+    def named_weights(self) -> dict[str, Tensor]:
+        """See `Cell.named_weights`."""
+        return dict(zip(("W_i", "W_f", "W_g", "W_o"), self.weight_hh.chunk(4), strict=True))
 
     def _recurrent_weights(self) -> list[Tensor]:
         return [self.weight_hh]

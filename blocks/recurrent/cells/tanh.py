@@ -98,6 +98,10 @@ class TanhCell(GatedCell):
         weight = self.weight_hh[0] if self.diagonal else self.weight_hh
         return bound([(weight, 1.0)], 1.0)[0] if self.bounded else weight
 
+    def named_weights(self) -> dict[str, Tensor]:
+        """See `Cell.named_weights`."""
+        return {"A": self.effective_weight()}
+
     def _recurrent_weights(self) -> list[Tensor]:
         return [self.effective_weight()]
 

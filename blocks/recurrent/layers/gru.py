@@ -20,7 +20,7 @@ class ParallelGRU(SingleStateRecurrence):
     """A gated recurrent unit with the interface of `nn.GRU`.
 
     By default every channel's gates read only its own state (`DiagonalGRUCell`) and no state can
-    grow. With structure="dense" and bounded=False it is `nn.GRU`, whose `state_dict` it loads.
+    grow. With structure="dense" it is `nn.GRU`, whose `state_dict` it loads, the same function.
 
     Example:
         >>> layer = ParallelGRU(32, 64, num_layers=2, batch_first=True)
@@ -28,6 +28,14 @@ class ParallelGRU(SingleStateRecurrence):
         >>> outputs.shape, states.shape
         (torch.Size([4, 100, 64]), torch.Size([2, 4, 64]))
         >>> output, states = layer.step(torch.randn(4, 32), states)
+
+    Attributes:
+        weight_ih_l{k}: (3·hidden, input), or of higher layers (3·hidden, directions·hidden); gates
+            r, z, n below one another. Those of the second direction end in _reverse.
+        weight_hh_l{k}: diagonal (3, hidden): W_r, W_z, W_n; dense (3·hidden, hidden). Of a bounded
+            layer the free parameters; `effective_weights` are what they make.
+        bias_ih_l{k}: (3·hidden,).
+        bias_hh_l{k}: (3·hidden,).
 
     Args:
         input_size: of a step's input.

@@ -19,7 +19,7 @@ from ropewalk.blocks.checks import require_integer, require_number
 from ropewalk.blocks.recurrent.cells import Cell
 from ropewalk.blocks.recurrent.layers.borrowing import Borrowing, lend, redraw
 from ropewalk.blocks.recurrent.layers.fused import fused_rnn, fused_step
-from ropewalk.blocks.recurrent.layers.options import DEFAULTS, FUSED, Options, checked
+from ropewalk.blocks.recurrent.layers.options import BOUNDED, DEFAULTS, FUSED, Options, checked
 from ropewalk.blocks.recurrent.layers.sequences import Sequences
 from ropewalk.blocks.recurrent.layers.solving import final_and_outputs
 from ropewalk.blocks.recurrent.layers.transfer import torch_weights
@@ -253,6 +253,37 @@ class ParallelRecurrence(nn.Module):
         after = cell.step(before, drive.to(wide)).to(drive.dtype)
         return after.reshape(-1, self.parts, self.hidden_size).unbind(1)[::-1]
 
+    def effective_weights(self, layer: int = 0, *, reverse: bool = False) -> dict[str, Tensor]:
+        """The recurrent weights that a step takes: of a bounded layer, made of its parameters.
+
+        Args:
+            layer: which of the stack.
+            reverse: whether that of the second direction.
+
+        Returns:
+            By the names of the cell's equations, differentiable, of a bounded layer in float32 or
+            wider. Diagonal ones are (hidden,), dense ones (hidden, hidden), biases (hidden,).
+            `ParallelGRU`: W_r, W_z, W_n and b_n. `ParallelRNN`: A. `ParallelLSTM`: a_f, a_z, a_o,
+            c_f and c_o; dense W_i, W_f, W_g and W_o.
+
+        Raises:
+            ValueError: a layer that there is not.
+            TypeError: an argument of the wrong kind.
+        """
+        name = type(self).__name__
+        require_integer(f"{name}.effective_weights", 0, layer=layer)
+        if not isinstance(reverse, bool):
+            raise TypeError(
+                f"{name}.effective_weights.reverse: expected True or False, got {reverse!r}"
+            )
+        if layer >= self.num_layers or (reverse and not self.bidirectional):
+            what = f"layer < {self.num_layers}" if layer >= self.num_layers else "reverse=False"
+            raise ValueError(
+                f"{name}.effective_weights: expected {what} of num_layers={self.num_layers} and "
+                f"bidirectional={self.bidirectional}, got layer={layer}, reverse={reverse}"
+            )
+        return self.cells[layer * self.directions + reverse].named_weights()
+
     def _check_exact(self) -> None:
         """Refuses to become a torch layer where outputs would not be the same."""
         if self.options["mode"] != "converged":
@@ -295,8 +326,9 @@ class ParallelRecurrence(nn.Module):
         for name, default in defaults.items():
             if getattr(self, name) != default:
                 shown += f", {name}={getattr(self, name)}"
+        usual = {**DEFAULTS, "bounded": BOUNDED[self.options["structure"]]}
         for name, value in self.options.items():
-            if name == "structure" or value != DEFAULTS[name]:
+            if name == "structure" or value != usual[name]:
                 shown += f", {name}={value!r}"
         return shown
 

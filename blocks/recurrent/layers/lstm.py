@@ -25,13 +25,22 @@ class ParallelLSTM(ParallelRecurrence):
 
     By default every channel's gates read only its own state, input and forget gate are coupled, and
     no state can grow (`DiagonalLSTMCell`); all of its biases are `bias_ih`. With structure="dense"
-    and bounded=False it is `nn.LSTM`, whose `state_dict` it loads.
+    it is `nn.LSTM`, whose `state_dict` it loads, the same function.
 
     Example:
         >>> layer = ParallelLSTM(32, 64, batch_first=True)
         >>> outputs, (h, c) = layer(torch.randn(4, 100, 32))
         >>> outputs.shape, h.shape, c.shape
         (torch.Size([4, 100, 64]), torch.Size([1, 4, 64]), torch.Size([1, 4, 64]))
+
+    Attributes:
+        weight_ih_l{k}: diagonal (3·hidden, input), gates f, z, o below one another; dense
+            (4·hidden, input), gates i, f, g, o; of higher layers directions·hidden instead of
+            input. Those of the second direction end in _reverse.
+        weight_hh_l{k}: diagonal (5, hidden): a_f, a_z, a_o, c_f, c_o; dense (4·hidden, hidden). Of
+            a bounded layer the free parameters; `effective_weights` are what they make.
+        bias_ih_l{k}: (3·hidden,), dense (4·hidden,).
+        bias_hh_l{k}: (4·hidden,) of a dense layer; a diagonal one has none.
 
     Args:
         input_size: of a step's input.
@@ -74,10 +83,10 @@ class ParallelLSTM(ParallelRecurrence):
                 f"ParallelLSTM.proj_size: expected 0, got {proj_size!r}: a projected state mixes "
                 "channels at every step; put an nn.Linear behind the layer"
             )
-        if options.get("structure") == "dense" and options.get("bounded", True) is True:
+        if options.get("structure") == "dense" and options.get("bounded") is True:
             raise ValueError(
                 "ParallelLSTM.bounded: expected False with structure='dense', got True: the cell "
-                "state of torch's LSTM is a sum without bound; pass bounded=False, or take "
+                "state of torch's LSTM is a sum without bound; leave bounded= out, or take "
                 "structure='diagonal'"
             )
         self._build(
@@ -115,7 +124,10 @@ class ParallelLSTM(ParallelRecurrence):
             input: (time, batch, input_size), with `batch_first` (batch, time, input_size), without
                 a batch (time, input_size), or packed, which is computed without padding. No steps
                 give no outputs and the initial state. NaN passes into what follows in its sequence,
-                as in torch's layer; methods of the solvers refuse it.
+                as in torch's layer, with a number as mode into where its iterations reach; methods
+                that only the solvers have, such as "elk", refuse it. A compiler leaves packed
+                sequences to the layer, because their lengths are numbers that it does not know: it
+                breaks its graph there, and with fullgraph=True refuses.
             hx: h and c, each (num_layers · directions, batch, hidden_size) in the dtype of the
                 input, without a batch (num_layers · directions, hidden_size); zeros if None. Of
                 packed sequences in the order in which they were given.

@@ -17,28 +17,34 @@ FUSED = ("auto", "sequential")
 
 
 class Options(TypedDict, total=False):
-    """Keyword-only arguments that all layers share.
+    """Keyword-only arguments that all layers share; `LayerOptions` in `ropewalk.blocks.recurrent`.
 
     Attributes:
         structure: "diagonal", where every channel reads only its own state, which is what can be
             computed in parallel; or "dense", torch's cell. "diagonal" if not given.
         bounded: whether weights are parametrised such that no state can grow; see
-            `ropewalk.blocks.recurrent.cells`. True if not given.
+            `ropewalk.blocks.recurrent.cells.bounded`. None, or not given, is True for "diagonal"
+            and False for "dense", which then is torch's layer. The parameters of a bounded layer,
+            and so its `state_dict`, are free ones that the weights are made of: the `state_dict` of
+            an unbounded layer, or of torch's, fits and is *another function* there.
+            `effective_weights` gives the weights themselves.
         mode: "converged", which is the recurrence itself; or a number of iterations over the whole
             sequence, from the initial state everywhere, which is a model of its own, the same in
             training and evaluation: the first k states are those of the recurrence after k
-            iterations, the others only near. "converged" if not given.
+            iterations, the others only near. Such a model has no `.step` and becomes no torch
+            layer, because its states do not follow from the ones before; and on a CPU it is slower
+            than the recurrence itself. "converged" if not given.
         method: how states are found, a name or an object of `ropewalk.blocks.recurrent.solvers`;
             with a number as mode, which iteration it is, Newton's under "auto". "auto" takes what
             is fastest: of diagonal cells the kernel's choice, of dense ones torch's operators. With
             these and with a number as mode a layer can be compiled as a whole, with others not:
-            they look at numbers.
+            they look at numbers, and refuse NaN and infinity in inputs, which else pass through.
         window: steps that are solved at once; None leaves it to the method.
         backend: of `newton_scan`, which computes the diagonal cells.
     """
 
     structure: Structure
-    bounded: bool
+    bounded: bool | None
     mode: "Literal['converged'] | int"
     method: "str | Method"
     window: int | None
@@ -47,7 +53,7 @@ class Options(TypedDict, total=False):
 
 DEFAULTS: dict[str, Any] = {
     "structure": "diagonal",
-    "bounded": True,
+    "bounded": None,
     "mode": "converged",
     "method": "auto",
     "window": None,
@@ -55,8 +61,12 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+BOUNDED = {"diagonal": True, "dense": False}
+"""What layers are by default."""
+
+
 def checked(layer: str, given: Options) -> dict[str, Any]:
-    """The options, with what was not given.
+    """The options, with what was not given, `bounded` as the structure has it.
 
     Raises:
         TypeError: an argument that does not exist or of the wrong kind.
@@ -73,8 +83,13 @@ def checked(layer: str, given: Options) -> dict[str, Any]:
         raise ValueError(
             f"{layer}.structure: expected one of {', '.join(STRUCTURES)}, got {structure!r}"
         )
+    if options["bounded"] is None:
+        options["bounded"] = BOUNDED[structure]
     if not isinstance(options["bounded"], bool):
-        raise TypeError(f"{layer}.bounded: expected True or False, got {options['bounded']!r}")
+        raise TypeError(
+            f"{layer}.bounded: expected True or False, or None for what the structure has, got "
+            f"{options['bounded']!r}"
+        )
     if mode != "converged":
         if isinstance(mode, str):
             raise ValueError(

@@ -19,14 +19,22 @@ from ropewalk.blocks.recurrent.layers.transfer import (
 class ParallelRNN(SingleStateRecurrence):
     """h' = tanh(A h + W x + b) with the interface of `nn.RNN`.
 
-    By default A is diagonal and bounded below 1. With structure="dense" and bounded=False it is
-    `nn.RNN`, whose `state_dict` it loads.
+    By default A is diagonal and bounded below 1. With structure="dense" it is `nn.RNN`, whose
+    `state_dict` it loads, the same function.
 
     Example:
         >>> layer = ParallelRNN(32, 64, batch_first=True)
         >>> outputs, states = layer(torch.randn(4, 100, 32))
         >>> outputs.shape, states.shape
         (torch.Size([4, 100, 64]), torch.Size([1, 4, 64]))
+
+    Attributes:
+        weight_ih_l{k}: W, (hidden, input), or of higher layers (hidden, directions·hidden). Those
+            of the second direction end in _reverse.
+        weight_hh_l{k}: A, diagonal (1, hidden), dense (hidden, hidden). Of a bounded layer the free
+            parameters; `effective_weights` are what they make.
+        bias_ih_l{k}: (hidden,).
+        bias_hh_l{k}: (hidden,).
 
     Args:
         input_size: of a step's input.

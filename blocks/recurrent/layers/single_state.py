@@ -21,7 +21,10 @@ class SingleStateRecurrence(ParallelRecurrence):
             input: (time, batch, input_size), with `batch_first` (batch, time, input_size), without
                 a batch (time, input_size), or packed, which is computed without padding. No steps
                 give no outputs and the initial state. NaN passes into what follows in its sequence,
-                as in torch's layer; methods of the solvers refuse it.
+                as in torch's layer, with a number as mode into where its iterations reach; methods
+                that only the solvers have, such as "elk", refuse it. A compiler leaves packed
+                sequences to the layer, because their lengths are numbers that it does not know: it
+                breaks its graph there, and with fullgraph=True refuses.
             hx: (num_layers · directions, batch, hidden_size) in the dtype of the input, without a
                 batch (num_layers · directions, hidden_size); zeros if None. Of packed sequences in
                 the order in which they were given.

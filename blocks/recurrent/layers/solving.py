@@ -9,7 +9,8 @@ from torch import Tensor
 from ropewalk.blocks.recurrent.cells import Cell
 from ropewalk.blocks.recurrent.layers.options import IN_KERNEL
 from ropewalk.blocks.recurrent.ragged import final_states
-from ropewalk.blocks.recurrent.solvers import iterate, solve
+from ropewalk.blocks.recurrent.solvers import solve
+from ropewalk.blocks.recurrent.solvers.iterate import iterated
 from ropewalk.kernels.dtypes import wide
 from ropewalk.kernels.newton_scan import CellName, newton_scan
 
@@ -33,13 +34,16 @@ def final_and_outputs(
     initial = torch.stack(state[::-1], dim=-2).reshape(-1, *cell.state_shape)
     method, mode, window = options["method"], options["mode"], options["window"]
     if mode != "converged":
-        states = iterate(
+        # An overflow under a gradient scaler must not end a training: it passes, as in torch's.
+        states = iterated(
             cell,
             data,
             initial,
             iterations=mode,
             method="newton" if method == "auto" else method,
+            guess=None,
             cu_seqlens=cu_seqlens,
+            finite=False,
         )
     elif cell.kernel is not None and method in IN_KERNEL:
         drive, weights = cell.project(data), cell.kernel_weights()

@@ -50,13 +50,37 @@ def iterate(
         >>> iterate(cell, inputs, method="newton", iterations=3).shape
         torch.Size([2, 100, 8])
     """
+    return iterated(
+        cell,
+        inputs,
+        initial_state,
+        method=method,
+        iterations=iterations,
+        guess=guess,
+        cu_seqlens=cu_seqlens,
+        finite=True,
+    )
+
+
+def iterated(
+    cell: Cell,
+    inputs: Tensor,
+    initial_state: Tensor | None,
+    *,
+    method: str | Method,
+    iterations: int,
+    guess: Tensor | None,
+    cu_seqlens: Tensor | None,
+    finite: bool,
+) -> Tensor:
+    """`iterate`, which refuses NaN and infinity only if `finite`: layers let them pass."""
     require_integer("iterate", 1, iterations=iterations)
     if isinstance(method, str) and method == "auto":
         raise ValueError("method: expected the name of an iteration, got 'auto'; try 'newton'")
     way = named(method)
     if isinstance(way, Sequential):
         raise ValueError("method: expected an iteration, got 'sequential'; use solve(…)")
-    system = prepare(cell, inputs, initial_state, guess, cu_seqlens)
+    system = prepare(cell, inputs, initial_state, guess, cu_seqlens, finite=finite)
     narrow = system.drive.dtype
     with suspended(system.drive):
         system = widened(system)

@@ -139,11 +139,22 @@ def prepare(
     initial_state: Tensor | None,
     guess: Tensor | None,
     cu_seqlens: Tensor | None,
+    *,
+    finite: bool = True,
 ) -> System:
-    """The equations, after what can be wrong with them was looked at."""
+    """The equations, after what can be wrong with them was looked at.
+
+    Args:
+        cell: see `solve`, as all but the last.
+        inputs: x.
+        initial_state: h_0.
+        guess: of all states.
+        cu_seqlens: boundaries.
+        finite: whether NaN and infinity are refused.
+    """
     validation.check_cell_kind(cell)
-    drive = cell.project(validation.check_inputs(inputs))
-    validation.check_states(cell, inputs, drive, initial_state, guess, cu_seqlens)
+    drive = cell.project(validation.check_inputs(inputs, finite))
+    validation.check_states(cell, inputs, drive, initial_state, guess, cu_seqlens, finite)
     layout = Layout.of(drive.shape[0], drive.shape[1], cu_seqlens)
     if initial_state is None:
         initial_state = drive.new_zeros(layout.sequences, *cell.state_shape)

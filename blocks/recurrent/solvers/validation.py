@@ -24,8 +24,8 @@ def check_cell_kind(cell: object) -> None:
         )
 
 
-def check_inputs(inputs: object) -> Tensor:
-    """A floating-point tensor (batch, time, dim) of finite numbers."""
+def check_inputs(inputs: object, finite: bool) -> Tensor:
+    """A floating-point tensor (batch, time, dim), of finite numbers if they have to be."""
     if not isinstance(inputs, Tensor):
         raise TypeError(f"inputs: expected a tensor, got {type(inputs).__name__}")
     if inputs.ndim < 3:
@@ -35,7 +35,8 @@ def check_inputs(inputs: object) -> Tensor:
         )
     if inputs.dtype not in DTYPES:
         raise ValueError(f"inputs: expected a floating-point dtype, got {inputs.dtype}")
-    check_finite("inputs", inputs, "mask padding before, or look for what made them")
+    if finite:
+        check_finite("inputs", inputs, "mask padding before, or look for what made them")
     return inputs
 
 
@@ -78,6 +79,7 @@ def check_states(
     initial: object,
     guess: object,
     cu_seqlens: Tensor | None,
+    finite: bool,
 ) -> None:
     """Shapes, dtypes and devices of what has to fit the drive."""
     batch, time = inputs.shape[:2]
@@ -119,7 +121,8 @@ def check_states(
                 f"inputs are calculated, got {x.dtype}; convert it by .to({drive.dtype}), or the "
                 "inputs and the cell by .double()"
             )
-        check_finite(name, x, "start from finite states")
+        if finite:
+            check_finite(name, x, "start from finite states")
 
 
 def check_options(

@@ -17,8 +17,8 @@ FORMS = {
     "diagonal newton": {"method": "newton", "window": 5, "backend": "reference"},
     "diagonal in turn": {"method": "sequential"},
     "diagonal quasi": {"method": "quasi", "window": 8},
-    "dense": {"structure": "dense"},
-    "dense free": {"structure": "dense", "bounded": False, "bias": False},
+    "dense": {"structure": "dense", "bounded": True},
+    "dense free": {"structure": "dense", "bias": False},
     "dense newton": {"structure": "dense", "method": Newton(), "window": 16},
 }
 every_form = pytest.mark.parametrize("form", FORMS)
@@ -28,7 +28,7 @@ def make(kind, form="diagonal", *sizes, **options):
     torch.manual_seed(0)
     options = {**FORMS[form], **options}
     if kind == "lstm" and options.get("structure") == "dense":
-        options["bounded"] = False
+        options["bounded"] = None
     return LAYERS[kind](*(sizes or (3, 5, 2)), **options)
 
 
@@ -206,6 +206,21 @@ def test_nan_is_refused_or_shows_from_its_step_on(kind, form):
     assert outputs[4:, 0].isnan().all()
     close(outputs[:4], exact[:4])
     close(outputs[:, 1], exact[:, 1])
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("structure", ["diagonal", "dense"])
+@every_kind
+def test_an_overflow_passes_through_a_number_of_iterations(kind, structure, value):
+    """A gradient scaler sees it and leaves the step out; the sequences beside are as they were."""
+    layer, inputs = make(kind, structure=structure, mode=3), torch.randn(9, 2, 3)
+    exact = layer(inputs)[0]
+    inputs[4, 0] = value
+    outputs = layer(inputs)[0]
+    close(outputs[:, 1], exact[:, 1])
+    close(outputs[:4, 0], exact[:4, 0])
+    if value is torch.nan:
+        assert outputs[4, 0].isnan().all()
 
 
 @pytest.mark.parametrize("form", ["diagonal", "diagonal free", "dense newton"])

@@ -15,7 +15,7 @@ PAIRS = {
     "rnn": (nn.RNN, ParallelRNN, ParallelRNN.from_rnn, lambda layer: layer.to_rnn()),
 }
 every_kind = pytest.mark.parametrize("kind", PAIRS)
-DENSE = {"structure": "dense", "bounded": False}
+DENSE = {"structure": "dense"}
 
 
 def flat(x):
@@ -169,7 +169,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="expected 'tanh', got 'relu'"):
         ParallelRNN(3, 4, nonlinearity="relu")
     with pytest.raises(ValueError, match="bounded: expected False with structure='dense'"):
-        ParallelLSTM(3, 4, structure="dense")
+        ParallelLSTM(3, 4, structure="dense", bounded=True)
     for take, other in (
         (ParallelGRU.from_gru, nn.LSTM(3, 4)),
         (ParallelLSTM.from_lstm, nn.GRU(3, 4)),
@@ -204,3 +204,40 @@ def test_a_unidirectional_diagonal_layer_imports_through_one_matrix():
     (full,) = torch.autograd.grad(exact, [theirs.get_parameter("weight_hh_l0")])
     diagonals = full.unflatten(0, (3, 4)).diagonal(dim1=1, dim2=2)
     torch.testing.assert_close(grad, diagonals, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_effective_weights(kind):
+    """Those that a step takes, by name; the only ones where they are not made of others."""
+    _, parallel, _, give = PAIRS[kind]
+    for options in ({}, {"bounded": False}, DENSE, {**DENSE, "bounded": True}):
+        if kind == "lstm" and options.get("bounded") and "structure" in options:
+            continue
+        torch.manual_seed(0)
+        layer = parallel(4, 5, 2, bidirectional=True, **options)
+        found = layer.effective_weights(1, reverse=True)
+        names = {
+            "gru": ["W_r", "W_z", "W_n", "b_n"],
+            "rnn": ["A"],
+            "lstm": ["W_i", "W_f", "W_g", "W_o"]
+            if options
+            else ["a_f", "a_z", "a_o", "c_f", "c_o"],
+        }
+        if kind != "lstm" or options in ({}, DENSE):
+            assert list(found) == names[kind]
+        weights = [w for name, w in found.items() if name != "b_n"]
+        own = layer.get_parameter("weight_hh_l1_reverse")
+        made = torch.cat(weights) if weights[0].ndim == 2 else torch.stack(weights)
+        assert torch.equal(made, own) != layer.options["bounded"]
+        if kind != "lstm" or "structure" in options:
+            theirs = give(layer).get_parameter("weight_hh_l1_reverse")
+            square = [w if w.ndim == 2 else torch.diag(w) for w in weights]
+            torch.testing.assert_close(torch.cat(square), theirs)
+        (grad,) = torch.autograd.grad(made.square().sum(), own)
+        assert grad.abs().min() > 0
+        bad = ((2, False, ValueError), (-1, False, ValueError), (0, 1, TypeError))
+        for index, reverse, error in bad:
+            with pytest.raises(error, match=r"effective_weights"):
+                layer.effective_weights(index, reverse=reverse)
+    with pytest.raises(ValueError, match="expected reverse=False"):
+        parallel(4, 5).effective_weights(reverse=True)
