@@ -185,11 +185,11 @@ def test_auto_takes_the_fused_scan_for_built_in_cells(make_cell, draw):
 @pytest.mark.parametrize(
     ("size", "batch", "time", "method"),
     [
-        (4, 1, 31, "sequential"),
-        (4, 1, 32, "newton"),
-        (40, 1, 32, "sequential"),
-        (16, 4, 32, "newton"),
-        (16, 5, 32, "sequential"),
+        (4, 1, 255, "sequential"),
+        (4, 1, 256, "newton"),
+        (21, 1, 256, "sequential"),
+        (16, 2, 256, "newton"),
+        (16, 3, 256, "sequential"),
     ],
 )
 def test_auto_takes_what_is_fastest_for_dense_cells_on_a_cpu(size, batch, time, method):
