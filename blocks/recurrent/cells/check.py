@@ -100,6 +100,8 @@ def _check_projection(cell: Cell, inputs: Tensor) -> Tensor:
         _fail("project", shape, str(tuple(drive.shape)), "leave batch and time as they are")
     if not bool(drive.isfinite().all()):
         _fail("project", "finite numbers", "NaN or infinity", "look at the inputs and weights")
+    if not torch.equal(drive, cell.project(inputs)):
+        _fail("project", "the same at every call", "another drive", "call cell.eval() before")
     if _differ(cell.project(inputs[:, :1]), drive[:, :1]) > _tolerance(drive):
         _fail(
             "project", "each time by itself", "another drive without the later ones", "mix no times"
