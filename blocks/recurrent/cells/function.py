@@ -141,7 +141,7 @@ def _state_shape(
 
 def structured_jacobian(function: Step, state: Tensor, drive: Tensor, structure: str) -> Tensor:
     """∂function/∂state, taking its structure for granted; see `Cell.jacobian` for the shapes."""
-    _, pullback = torch.func.vjp(lambda h: function(h, drive), state)
+    pullback = torch.func.vjp(lambda h: function(h, drive), state)[1]
 
     def against(direction: Tensor) -> Tensor:
         return pullback(direction.expand_as(state).contiguous())[0]

@@ -9,9 +9,11 @@ the readout. So the final state continues a sequence as if it had never been cut
 import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from ropewalk.blocks.recurrent.linear.precision import WideParameters
 from ropewalk.blocks.recurrent.ragged import final_states
+from ropewalk.kernels.autocast import AUTOCAST_DEVICES
 from ropewalk.kernels.linear_scan import linear_scan
 
 States = Num[Tensor, "batch time hidden"]
@@ -61,6 +63,7 @@ class LinearRecurrence(WideParameters):
 
         Raises:
             ValueError: shapes, dtypes or boundaries that do not fit.
+            TypeError: no tensor, such as a `PackedSequence`: give `cu_seqlens`.
         """
         self._check(inputs, "(batch, time, input_size)", 3)
         if cu_seqlens is not None and cu_seqlens.ndim != 1:
@@ -90,6 +93,7 @@ class LinearRecurrence(WideParameters):
 
         Raises:
             ValueError: shapes or dtypes that do not fit.
+            TypeError: no tensor.
         """
         self._check(inputs, "(batch, input_size)", 2)
         self._check_state("state", state, inputs.shape[0])
@@ -98,15 +102,34 @@ class LinearRecurrence(WideParameters):
         new = b if state is None else a * state.to(b.dtype).unsqueeze(1) + b
         return self.readout(new, inputs).squeeze(1), new.squeeze(1)
 
-    def _check(self, inputs: Tensor, shape: str, ndim: int) -> None:
+    def _check(self, inputs: object, shape: str, ndim: int) -> None:
+        name = type(self).__name__
+        if not isinstance(inputs, Tensor):
+            packed = isinstance(inputs, PackedSequence)
+            mend = (
+                "put the sequences one after another, torch.cat(sequences)[None], and give "
+                "cu_seqlens, where each begins"
+                if packed
+                else "make a tensor of it"
+            )
+            raise TypeError(
+                f"{name}: expected inputs {shape}, a tensor, got {type(inputs).__name__}; {mend}"
+            )
         if inputs.ndim != ndim or inputs.shape[-1] != self.input_size:
             raise ValueError(
-                f"{type(self).__name__}: expected inputs {shape} with input_size="
-                f"{self.input_size}, got {tuple(inputs.shape)}"
+                f"{name}: expected inputs {shape} with input_size={self.input_size}, got "
+                f"{tuple(inputs.shape)}; a single sequence needs a batch of its own, inputs[None]"
             )
         if not inputs.is_floating_point():
+            raise ValueError(f"{name}: expected floating-point inputs, got {inputs.dtype}")
+        kind = inputs.device.type
+        if kind in AUTOCAST_DEVICES and torch.is_autocast_enabled(kind):
+            return
+        dtype = next(p.dtype for key, p in self.named_parameters() if key not in self.wide)
+        if inputs.dtype != dtype:
             raise ValueError(
-                f"{type(self).__name__}: expected floating-point inputs, got {inputs.dtype}"
+                f"{name}: expected inputs in {dtype} as the parameters are, got {inputs.dtype}; "
+                f"use .to({dtype}), or convert the module"
             )
 
     def _check_state(self, name: str, state: Tensor | None, sequences: int) -> None:

@@ -96,7 +96,7 @@ def _trajectory(cell: Cell, state: Tensor, drive: Tensor) -> Tensor:
 
 def _step(cell: Cell, state: Tensor, drive: Tensor) -> Tensor:
     """One step, of the shape and dtype of the state."""
-    made = _asked(cell, lambda: cell.step(state, drive), state, drive)
+    made = _asked("cell.step", cell, lambda: cell.step(state, drive), state, drive)
     if not isinstance(made, Tensor) or made.shape != state.shape:
         got = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
         raise ValueError(
@@ -113,7 +113,7 @@ def _step(cell: Cell, state: Tensor, drive: Tensor) -> Tensor:
     return made
 
 
-def _asked(cell: Cell, call: Callable[[], Any], state: Tensor, drive: Tensor) -> Any:
+def _asked(what: str, cell: Cell, call: Callable[[], Any], state: Tensor, drive: Tensor) -> Any:
     """What the call returns, or an error that says what it was given."""
     try:
         return call()
@@ -122,13 +122,13 @@ def _asked(cell: Cell, call: Callable[[], Any], state: Tensor, drive: Tensor) ->
         said = f"{type(error).__name__}: {error}".split("\n")[0]
         if lead > 1:
             raise ValueError(
-                "cell.step: expected a function that takes states and drives with any leading "
+                f"{what}: expected a function that takes states and drives with any leading "
                 f"dimensions, {tuple(state.shape)} and {tuple(drive.shape)}, got {said}; wrap it: "
                 "lambda h, x: function(h.flatten(0, -2), x.flatten(0, -2))"
                 ".unflatten(0, h.shape[:-1])"
             ) from error
         raise ValueError(
-            f"cell.step: expected a function of states {tuple(state.shape)} and drives "
+            f"{what}: expected a function of states {tuple(state.shape)} and drives "
             f"{tuple(drive.shape)}, got {said}; what the inputs' last dimension has to be is said "
             "by input_size=, and project= makes another one of it"
         ) from error
@@ -156,7 +156,7 @@ def _check_jacobian(cell: Cell, state: Tensor, drive: Tensor, direction: Tensor)
     if truth is None:
         return
     along, transpose = truth
-    found = _asked(cell, lambda: cell.jacobian(state, drive), state, drive)
+    found = cell.jacobian(state, drive) if own else _formula(cell, state, drive)
     size = cell.state_shape[-1]
     expected = {"diagonal": (size,), "block2": (2, 2, size), "dense": (size, size)}[cell.structure]
     shape = (*state.shape[: -len(cell.state_shape)], *expected)
@@ -193,6 +193,10 @@ def _check_jacobian(cell: Cell, state: Tensor, drive: Tensor, direction: Tensor)
         "mend the formula or the structure, or leave jacobian= out; check_cell(cell, inputs) says "
         "more"
     )
+
+
+def _formula(cell: Cell, state: Tensor, drive: Tensor) -> Tensor:
+    return _asked("cell.jacobian", cell, lambda: cell.jacobian(state, drive), state, drive)
 
 
 def _derivative(

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from torch.nn.utils.rnn import pack_sequence
 
 from ropewalk.blocks.recurrent.linear import LRU, SLRU, MinGRU
 
@@ -213,6 +214,18 @@ def test_refusals(kind):
     for wrong in (inputs[0], inputs[..., :4], inputs.long()):
         with pytest.raises(ValueError, match="expected"):
             layer(wrong)
+    for call, given in ((layer, inputs), (layer.step, inputs[:, 0])):
+        words = (
+            r"expected inputs in torch.float32 as .* got torch.float64; use .to\(torch.float32\)"
+        )
+        with pytest.raises(ValueError, match=words):
+            call(given.double())
+        with pytest.raises(
+            TypeError, match=r"a tensor, got PackedSequence; .*torch.cat.*cu_seqlens"
+        ):
+            call(pack_sequence([inputs[0]]))
+        with pytest.raises(TypeError, match=r"a tensor, got list"):
+            call(given.tolist())
     with pytest.raises(ValueError, match=r"expected inputs \(batch, input_size\)"):
         layer.step(inputs)
     with pytest.raises(ValueError, match=r"initial_state: expected \(2, 7\)"):

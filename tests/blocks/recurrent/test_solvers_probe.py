@@ -215,7 +215,7 @@ def test_weights_that_are_not_finite(make):
 def test_weights_of_a_layer_that_are_not_finite():
     layer = ParallelGRU(SIZE, SIZE, method="elk")
     with torch.no_grad():
-        layer.weight_hh_l0[0, 0] = float("inf")
+        layer.get_parameter("weight_hh_l0")[0, 0] = float("inf")
     with pytest.raises(ValueError, match=r"cell.weight_hh: .* got inf at \(0, 0\)"):
         layer(INPUTS)
 
