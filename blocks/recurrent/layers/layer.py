@@ -19,7 +19,14 @@ from ropewalk.blocks.checks import require_integer, require_number
 from ropewalk.blocks.recurrent.cells import Cell
 from ropewalk.blocks.recurrent.layers.borrowing import Borrowing, lend, redraw
 from ropewalk.blocks.recurrent.layers.fused import fused_rnn, fused_step
-from ropewalk.blocks.recurrent.layers.options import BOUNDED, DEFAULTS, FUSED, Options, checked
+from ropewalk.blocks.recurrent.layers.options import (
+    BOUNDED,
+    DEFAULTS,
+    FUSED,
+    IN_KERNEL,
+    Options,
+    checked,
+)
 from ropewalk.blocks.recurrent.layers.sequences import Sequences
 from ropewalk.blocks.recurrent.layers.solving import final_and_outputs
 from ropewalk.blocks.recurrent.layers.transfer import torch_weights
@@ -124,15 +131,30 @@ class ParallelRecurrence(nn.Module):
         self, given: Tensor | PackedSequence, states: States | None
     ) -> tuple[Tensor | PackedSequence, States]:
         """Outputs and final states, in the form and order of what was given."""
-        if isinstance(given, PackedSequence) and torch.compiler.is_compiling():
-            return self._packed_outside_of_compilers(given, states)
+        if torch.compiler.is_compiling():
+            if isinstance(given, PackedSequence):
+                return self._outside_of_compilers(given, states)
+            if not self._compilable:
+                torch._dynamo.graph_break(
+                    f"{type(self).__name__} with method={self.options['method']!r} cannot be "
+                    "compiled as a whole, because it looks at its residual: take method='auto', a "
+                    "number of iterations as mode, or fullgraph=False"
+                )
+                return self._outside_of_compilers(given, states)
         return self._computed(given, states)
 
-    # Lengths of packed sequences are numbers that no compiler knows. Not torch.compiler.disable,
-    # which imports the compiler, and triton with it, where it is written.
+    @property
+    def _compilable(self) -> bool:
+        """Whether no number has to be looked at."""
+        diagonal = self.options["structure"] == "diagonal"
+        in_kernel = diagonal and self.options["method"] in IN_KERNEL
+        return self.fused or in_kernel or self.options["mode"] != "converged"
+
+    # Lengths of packed sequences, and residuals, are numbers that no compiler knows. Not
+    # torch.compiler.disable, which imports the compiler, and triton with it, where it is written.
     @_disable_dynamo
-    def _packed_outside_of_compilers(
-        self, given: PackedSequence, states: States | None
+    def _outside_of_compilers(
+        self, given: Tensor | PackedSequence, states: States | None
     ) -> tuple[Tensor | PackedSequence, States]:
         return self._computed(given, states)
 

@@ -119,8 +119,21 @@ def test_a_compiler_leaves_packed_sequences_to_the_layer(structure):
     found.sum().backward()
     assert all(p.grad is not None for p in layer.parameters())
     torch._dynamo.reset()
-    with pytest.raises(Exception, match="_packed_outside_of_compilers"):
+    with pytest.raises(Exception, match="_outside_of_compilers"):
         torch.compile(layer, fullgraph=True, backend="aot_eager")(packed)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("options", [{"method": "elk"}, {"structure": "dense", "method": "newton"}])
+def test_a_compiler_leaves_the_solvers_to_the_layer(options):
+    """And says in one sentence why, where it may not."""
+    layer, inputs = make("gru", 3, 5, **options), torch.randn(6, 2, 3)
+    exact = layer(inputs)
+    words = r"ParallelGRU with method='\w+' cannot be compiled as a whole.*take method='auto'"
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=words):
+        torch.compile(layer, fullgraph=True, backend="aot_eager")(inputs)
+    torch._dynamo.reset()
+    close(torch.compile(layer, backend="aot_eager")(inputs), exact)
 
 
 @pytest.mark.opcheck
