@@ -216,7 +216,7 @@ class Quasi(Method):
 class Elk(Method):
     """Levenberg–Marquardt with the diagonal of J_t: a step that is penalised by λ |h − h^k|².
 
-    Cannot overflow, whatever J; see `trust_region`.
+    Cannot overflow, whatever J; see `ropewalk.blocks.recurrent.solvers.trust_region`.
 
     Attributes:
         damping: λ. Not exactly 0, which is `Quasi`.

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pack_sequence
 
-from ropewalk.blocks.recurrent import ParallelGRU, ParallelLSTM, ParallelRNN
+from ropewalk.blocks.recurrent import LayerOptions, ParallelGRU, ParallelLSTM, ParallelRNN
 from ropewalk.blocks.recurrent.layers.fused import torch_rnn_op
 
 LAYERS = {"gru": ParallelGRU, "lstm": ParallelLSTM, "rnn": ParallelRNN}
@@ -249,6 +249,10 @@ def test_the_bounded_recurrence_forgets(kind):
             torch.stack([a - b for a, b in zip(one[1:], other[1:], strict=True)]).abs().amax((0, 3))
         )
         assert (after <= before + 1e-5).all()
+
+
+def test_options_have_a_public_type():
+    assert set(LayerOptions.__annotations__) == set(ParallelGRU(3, 5).options)
 
 
 def test_shown():
