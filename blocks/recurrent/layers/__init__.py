@@ -4,6 +4,7 @@ gru.py, lstm.py, rnn.py   ParallelGRU, ParallelLSTM, ParallelRNN
 layer.py                  what they share
 single_state.py           forward and step of layers with one state
 options.py                what they can be told beyond torch's arguments
+stack.py                  all layers, over whole sequences
 solving.py                one layer in one direction, as one recurrence over time
 fused.py                  dense layers in torch's operators, whole under a compiler
 sequences.py              inputs of every form, and results in the same

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 from ropewalk.blocks.checks import require_integer, require_number
 from ropewalk.blocks.recurrent.cells import Cell
 from ropewalk.blocks.recurrent.layers.borrowing import Borrowing, lend, redraw
-from ropewalk.blocks.recurrent.layers.fused import fused_rnn, fused_step
+from ropewalk.blocks.recurrent.layers.fused import fused_step
 from ropewalk.blocks.recurrent.layers.options import (
     BOUNDED,
     DEFAULTS,
@@ -28,7 +28,7 @@ from ropewalk.blocks.recurrent.layers.options import (
     checked,
 )
 from ropewalk.blocks.recurrent.layers.sequences import Sequences
-from ropewalk.blocks.recurrent.layers.solving import final_and_outputs
+from ropewalk.blocks.recurrent.layers.stack import all_fused, all_solved
 from ropewalk.blocks.recurrent.layers.transfer import torch_weights
 from ropewalk.kernels.autocast import AUTOCAST_DEVICES, cast_inputs, suspended
 
@@ -174,59 +174,11 @@ class ParallelRecurrence(nn.Module):
             batched = (s if sequences.batched else s.unsqueeze(1) for s in states)
             before = tuple(sequences.ordered(s) for s in batched)
         if self.fused:
-            outputs, after = self._fused(sequences, before)
+            outputs, after = all_fused(self, sequences, before)
         else:
-            data, after = self._solved(sequences, before)
+            data, after = all_solved(self, sequences, before)
             outputs = sequences.restore(data)
         return outputs, tuple(sequences.given_order(s) for s in after)
-
-    def _solved(self, sequences: Sequences, before: States) -> tuple[Tensor, States]:
-        """Layer by layer, each as one recurrence over time."""
-        data, finals, directions = sequences.data, [], self.directions
-        for layer in range(self.num_layers):
-            if layer > 0:
-                data = functional.dropout(data, self.dropout, self.training)
-            outputs = []
-            for direction in range(directions):
-                index = layer * directions + direction
-                state = tuple(part[index] for part in before)
-                turn = sequences.turned if direction else _unchanged
-                found, final = final_and_outputs(
-                    self.cells[index], turn(data), state, sequences.cu_seqlens, self.options
-                )
-                outputs.append(turn(found))
-                finals.append(final)
-            data = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)
-        return data, tuple(torch.stack(part) for part in zip(*finals, strict=True))
-
-    def _fused(
-        self, sequences: Sequences, before: States
-    ) -> tuple[Tensor | PackedSequence, States]:
-        """All layers in torch's operator."""
-        packed = sequences.packed
-        if sequences.data.shape[1] == 0:  # which torch refuses
-            width = self.hidden_size * self.directions
-            return sequences.restore(sequences.data.new_empty(sequences.count, 0, width)), before
-        weights = [weight for cell in self.cells for weight in torch_weights(cell)]
-        data = sequences.data if packed is None else packed.data
-        data, *rest = cast_inputs(data, *before, *weights)
-        # cuDNN takes no strides of states.
-        states = [s.to(data.dtype).contiguous() for s in rest[: self.parts]]
-        weights = rest[self.parts :]
-        with suspended(data):
-            outputs, after = fused_rnn(
-                self.kind,
-                data,
-                None if packed is None else packed.batch_sizes,
-                states,
-                weights,
-                bias=self.bias,
-                bidirectional=self.bidirectional,
-                dropout=self.dropout if self.training else 0.0,
-            )
-        if packed is not None:
-            return packed._replace(data=outputs), after
-        return sequences.restore(outputs), after
 
     def _step(
         self, inputs: Float[Tensor, "batch input"], states: States | None
@@ -353,7 +305,3 @@ class ParallelRecurrence(nn.Module):
             if name == "structure" or value != usual[name]:
                 shown += f", {name}={value!r}"
         return shown
-
-
-def _unchanged(x: Tensor) -> Tensor:
-    return x

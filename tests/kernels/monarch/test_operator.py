@@ -145,7 +145,7 @@ def test_a_second_derivative_is_refused(make_case):
     case = make_case(tokens=3, k=2, p=3, l=2, s=2, r=2).to(dtype=torch.float64)
     y = monarch_matmul(*case.tensors[:3], backend="reference")
     (gradient,) = torch.autograd.grad(y.square().sum(), case.x, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiated once.*dense"):
+    with pytest.raises(RuntimeError, match=r"differentiated once.*dense"):
         gradient.sum().backward()
 
 
