@@ -12,6 +12,9 @@ from torch import Tensor
 
 from ropewalk.kernels.newton_scan.cells import Cell
 
+VIEWS = 1024
+"""Steps whose views are made beforehand; very many at once cost more to make and to drop."""
+
 
 def sequential(cell: Cell, x: Tensor, w: Tensor, initial: Tensor) -> Tensor:
     """States.
@@ -23,8 +26,12 @@ def sequential(cell: Cell, x: Tensor, w: Tensor, initial: Tensor) -> Tensor:
         initial: (batch, …), the states before.
     """
     states = x.new_empty(*x.shape[:2], *initial.shape[1:])
-    if states.numel():
-        RUN[cell.name](x, w, initial, states)
+    if states.numel() == 0:
+        return states
+    for start in range(0, x.shape[1], VIEWS):
+        part = slice(start, start + VIEWS)
+        RUN[cell.name](x[:, part], w, initial, states[:, part])
+        initial = states[:, min(part.stop, x.shape[1]) - 1]
     return states
 
 
