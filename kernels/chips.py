@@ -36,3 +36,8 @@ def most_registers(warps: int) -> int:
     Said at a launch: left alone, the assembler spills a little to fit more programs.
     """
     return min(255, 65536 // (32 * warps))
+
+
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a device."""
+    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -38,6 +38,25 @@ def check_cumulative(name: str, cu: Tensor, device: torch.device) -> None:
         raise ValueError(f"{name} must be on {device}, got {cu.device}")
 
 
+def count_sequences(cu: Tensor | None, x: Tensor) -> int:
+    """Rows of x (batch, time, …), or the sequences that are packed in its only row.
+
+    Raises:
+        TypeError: no tensor of integers.
+        ValueError: cumulative lengths that do not fit x, or more rows than one with them.
+    """
+    if cu is None:
+        return x.shape[0]
+    check_cumulative("cu_seqlens", cu, x.device)
+    if x.shape[0] != 1:
+        raise ValueError(
+            "cu_seqlens: expected a batch of 1, because packed sequences lie one after another "
+            f"along time in a batch of 1, got batch {x.shape[0]}; join them with "
+            ".flatten(0, 1)[None], or leave cu_seqlens out"
+        )
+    return cu.shape[0] - 1
+
+
 def check_numbers(name: str, cu: Tensor, tokens: int) -> None:
     """From 0, never falling, to the number of tokens; read back from a GPU once.
 

@@ -25,3 +25,16 @@ def is_transformed() -> bool:
     An operator has no rule for them, and its tangent would be zero without a word.
     """
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def check_transformable(backend: str) -> None:
+    """Refuses loops and kernels that were asked for where a transform is at work.
+
+    Raises:
+        ValueError: another backend than "auto" and "reference".
+    """
+    if backend not in ("auto", "reference"):
+        raise ValueError(
+            "backend: expected 'auto' or 'reference' under torch.func and in forward "
+            f"differentiation, which compiled loops do not have, got {backend!r}"
+        )

@@ -12,7 +12,7 @@ from ropewalk.kernels.linear_scan.eager import eager_scan
 from ropewalk.kernels.linear_scan.op import linear_scan_op
 from ropewalk.kernels.linear_scan.problem import Problem
 from ropewalk.kernels.packing import check_numbers
-from ropewalk.kernels.plain import is_plain, is_transformed
+from ropewalk.kernels.plain import check_transformable, is_plain, is_transformed
 
 
 def linear_scan(
@@ -80,11 +80,7 @@ def linear_scan(
         initial = None if initial is None else initial.resolve_conj()
     cu = None if cu_seqlens is None else cu_seqlens.int()
     if is_transformed():
-        if backend in ("numba", "triton"):
-            raise ValueError(
-                "backend: expected 'auto' or 'reference' under torch.func and in forward "
-                f"differentiation, which compiled loops do not have, got {backend!r}"
-            )
+        check_transformable(backend)
         if cu is not None:
             check_numbers("cu_seqlens", cu, b.shape[1])
         return composite_scan(Problem(a, b, initial, reverse, cu))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ropewalk.kernels.packing import check_cumulative
+from ropewalk.kernels.packing import count_sequences
 
 DTYPES = (
     torch.float16,
@@ -48,15 +48,7 @@ def check_tensors(
                 f"{tensor.device}; use .to(b)"
             )
     _check_sizes(a, b)
-    sequences = b.shape[0]
-    if cu_seqlens is not None:
-        check_cumulative("cu_seqlens", cu_seqlens, b.device)
-        if b.shape[0] != 1:
-            raise ValueError(
-                f"cu_seqlens: packed sequences lie one after another along time in a batch of 1, "
-                f"got batch {b.shape[0]}; pass (1, time, …), or leave cu_seqlens out"
-            )
-        sequences = cu_seqlens.shape[0] - 1
+    sequences = count_sequences(cu_seqlens, b)
     if initial_state is not None and initial_state.shape != (sequences, *b.shape[2:]):
         whose = "one of each packed sequence" if cu_seqlens is not None else "one of each row of b"
         raise ValueError(

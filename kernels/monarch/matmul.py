@@ -16,7 +16,7 @@ from ropewalk.kernels.monarch.dense import batched_product, dense_product
 from ropewalk.kernels.monarch.eager import eager_product
 from ropewalk.kernels.monarch.op import monarch_op
 from ropewalk.kernels.monarch.problem import Problem
-from ropewalk.kernels.plain import is_plain
+from ropewalk.kernels.plain import is_plain, is_transformed
 
 
 def monarch_matmul(
@@ -112,7 +112,7 @@ def _in_ordinary_torch(
     """The product that is no operator, if there is to be none."""
     if backend == "dense":
         return dense_product
-    if torch._C._are_functorch_transforms_active():
+    if is_transformed():
         # An operator has no rule for them, and its tangent would be zero without a word.
         if backend == "triton":
             raise ValueError(

@@ -12,7 +12,7 @@ from ropewalk.kernels.newton_scan.eager import eager_scan
 from ropewalk.kernels.newton_scan.op import newton_scan_op
 from ropewalk.kernels.newton_scan.problem import Algorithm, CellName, Options, Problem, Scanned
 from ropewalk.kernels.packing import check_numbers
-from ropewalk.kernels.plain import is_plain, is_transformed
+from ropewalk.kernels.plain import check_transformable, is_plain, is_transformed
 
 
 def newton_scan(
@@ -90,11 +90,7 @@ def newton_scan(
     check_backend(backend, BACKENDS)
     cu = None if cu_seqlens is None else cu_seqlens.int()
     if is_transformed():
-        if backend in ("numba", "triton"):
-            raise ValueError(
-                "backend: expected 'auto' or 'reference' under torch.func and in forward "
-                f"differentiation, which compiled loops do not have, got {backend!r}"
-            )
+        check_transformable(backend)
         if cu is not None:
             check_numbers("cu_seqlens", cu, inputs.shape[1])
         return composite_scan(Problem(inputs, weights, initial_state, cell, cu))

@@ -9,7 +9,7 @@ from torch import Tensor
 from ropewalk.kernels.dtypes import wide
 from ropewalk.kernels.newton_scan.cells import CELLS
 from ropewalk.kernels.newton_scan.problem import Algorithm
-from ropewalk.kernels.packing import check_cumulative
+from ropewalk.kernels.packing import count_sequences
 
 ALGORITHMS: tuple[str, ...] = get_args(Algorithm)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -48,15 +48,7 @@ def check_tensors(
             f"weights: expected ({rows}, {channels}), the rows {', '.join(formulas.rows)} of "
             f"{cell!r}, got {tuple(weights.shape)}"
         )
-    sequences = inputs.shape[0]
-    if cu_seqlens is not None:
-        check_cumulative("cu_seqlens", cu_seqlens, inputs.device)
-        if inputs.shape[0] != 1:
-            raise ValueError(
-                f"cu_seqlens: packed sequences lie one after another along time in a batch of 1, "
-                f"got batch {inputs.shape[0]}; pass (1, time, …), or leave cu_seqlens out"
-            )
-        sequences = cu_seqlens.shape[0] - 1
+    sequences = count_sequences(cu_seqlens, inputs)
     expected = (sequences, *formulas.state_shape(channels))
     if initial_state is not None and initial_state.shape != expected:
         parts = " with [c, h]" if formulas.parts == 2 else ""

@@ -33,6 +33,27 @@ class _GatedUnit(GatedCell):
 
     gates: ClassVar[int] = 3
 
+    def __init__(
+        self,
+        input_dim: int,
+        hidden_dim: int,
+        *,
+        bias: bool = True,
+        bounded: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.state_shape = (hidden_dim,)
+        super().__init__(
+            input_dim,
+            hidden_dim,
+            (3, hidden_dim) if self.structure == "diagonal" else (3 * hidden_dim, hidden_dim),
+            bias=bias,
+            bounded=bounded,
+            device=device,
+            dtype=dtype,
+        )
+
     def _added_bias(self) -> Tensor | None:
         if self.bias_ih is None or self.bias_hh is None:
             return None
@@ -110,27 +131,6 @@ class DiagonalGRUCell(_GatedUnit):
     structure = "diagonal"
     kernel = "gru"
 
-    def __init__(
-        self,
-        input_dim: int,
-        hidden_dim: int,
-        *,
-        bias: bool = True,
-        bounded: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        self.state_shape = (hidden_dim,)
-        super().__init__(
-            input_dim,
-            hidden_dim,
-            (3, hidden_dim),
-            bias=bias,
-            bounded=bounded,
-            device=device,
-            dtype=dtype,
-        )
-
     def _recurrent(self) -> tuple[Tensor, ...]:
         return self.weight_hh.unbind()
 
@@ -192,27 +192,6 @@ class GRUCell(_GatedUnit):
     """
 
     structure = "dense"
-
-    def __init__(
-        self,
-        input_dim: int,
-        hidden_dim: int,
-        *,
-        bias: bool = True,
-        bounded: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        self.state_shape = (hidden_dim,)
-        super().__init__(
-            input_dim,
-            hidden_dim,
-            (3 * hidden_dim, hidden_dim),
-            bias=bias,
-            bounded=bounded,
-            device=device,
-            dtype=dtype,
-        )
 
     def _recurrent(self) -> tuple[Tensor, ...]:
         return self.weight_hh.split(self.hidden_size)

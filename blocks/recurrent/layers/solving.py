@@ -1,6 +1,6 @@
 """One layer, in one direction, as one recurrence over time."""
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -11,8 +11,7 @@ from ropewalk.blocks.recurrent.layers.options import IN_KERNEL
 from ropewalk.blocks.recurrent.ragged import final_states
 from ropewalk.blocks.recurrent.solvers import solve
 from ropewalk.blocks.recurrent.solvers.iterate import iterated
-from ropewalk.kernels.dtypes import wide
-from ropewalk.kernels.newton_scan import CellName, newton_scan
+from ropewalk.blocks.recurrent.solvers.kernel import scanned
 
 
 def final_and_outputs(
@@ -46,16 +45,10 @@ def final_and_outputs(
             finite=False,
         )
     elif cell.kernel is not None and method in IN_KERNEL:
-        drive, weights = cell.project(data), cell.kernel_weights()
-        # Weights and states may be wider than a drive in half precision, but nothing else.
-        weights, initial = (
-            x if x.dtype == drive.dtype else x.to(wide(drive.dtype)) for x in (weights, initial)
-        )
-        states = newton_scan(
-            drive,
-            weights,
+        states = scanned(
+            cell,
+            cell.project(data),
             initial,
-            cell=cast("CellName", cell.kernel),
             algorithm=method,
             window=window,
             cu_seqlens=cu_seqlens,

@@ -4,13 +4,40 @@ It iterates in windows of its own choice, or steps in turn where that is faster,
 exact unless `max_iterations` is below the window. It has its own gradient, of the solution.
 """
 
+from typing import Any, cast
+
+from jaxtyping import Float
 from torch import Tensor
 
+from ropewalk.blocks.recurrent.cells import Cell
 from ropewalk.blocks.recurrent.solvers.system import System
 from ropewalk.blocks.recurrent.solvers.windows import Course, Limits
 from ropewalk.kernels.dtypes import wide
-from ropewalk.kernels.newton_scan import newton_scan
+from ropewalk.kernels.newton_scan import CellName, Scanned, newton_scan
 from ropewalk.kernels.newton_scan.problem import TOLERANCE, Algorithm
+
+
+def scanned(
+    cell: Cell,
+    drive: Float[Tensor, "batch time gates hidden"],
+    initial: Float[Tensor, "sequences ..."],
+    **options: Any,
+) -> Scanned:
+    """The fused scan of a cell.
+
+    Args:
+        cell: one with a kernel.
+        drive: of `cell.project`; weights and states may be wider than it is in half precision.
+        initial: the states before.
+        **options: see `newton_scan`.
+    """
+    if cell.kernel is None:
+        raise ValueError(f"{type(cell).__name__}: expected a cell with a kernel")
+    weights, initial = (
+        x if x.dtype == drive.dtype else x.to(wide(drive.dtype))
+        for x in (cell.kernel_weights(), initial)
+    )
+    return newton_scan(drive, weights, initial, cell=cast("CellName", cell.kernel), **options)
 
 
 def fused(system: System, algorithm: Algorithm, limits: Limits) -> tuple[Tensor, Course]:
@@ -22,22 +49,13 @@ def fused(system: System, algorithm: Algorithm, limits: Limits) -> tuple[Tensor,
         limits: its window and iterations are taken as they are. Its tolerance is where it is
             tighter than the scan's own, whose residual is absolute.
     """
-    cell, drive = system.cell, system.drive
-    if cell.kernel is None:
-        raise ValueError(f"{type(cell).__name__}: expected a cell with a kernel")
-    weights, initial = cell.kernel_weights(), system.initial
-    if weights.dtype != drive.dtype:
-        weights = weights.to(wide(drive.dtype))
-    if initial.dtype != drive.dtype:
-        initial = initial.to(wide(drive.dtype))
-    states, iterations, _ = newton_scan(
-        drive,
-        weights,
-        initial,
-        cell=cell.kernel,  # pyright: ignore[reportArgumentType]
+    states, iterations, _ = scanned(
+        system.cell,
+        system.drive,
+        system.initial,
         algorithm=algorithm,
         window=limits.window,
-        tolerance=min(limits.tolerance, TOLERANCE[wide(drive.dtype)]),
+        tolerance=min(limits.tolerance, TOLERANCE[wide(system.drive.dtype)]),
         max_iterations=limits.max_iterations,
         cu_seqlens=system.layout.cu_seqlens,
     )

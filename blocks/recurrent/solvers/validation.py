@@ -8,7 +8,7 @@ from ropewalk.blocks.recurrent.cells import Cell
 from ropewalk.blocks.recurrent.cells.gated import GatedCell
 from ropewalk.blocks.recurrent.solvers.gradients import GRADIENTS
 from ropewalk.kernels.dtypes import wide
-from ropewalk.kernels.packing import check_cumulative, check_numbers
+from ropewalk.kernels.packing import check_numbers, count_sequences
 
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -88,16 +88,9 @@ def check_states(
             f"cell.project: expected ({batch}, {time}, …), got {tuple(drive.shape)}; leave batch "
             "and time as they are"
         )
-    if cu_seqlens is not None:
-        check_cumulative("cu_seqlens", cu_seqlens, drive.device)
-        if batch != 1:
-            raise ValueError(
-                f"cu_seqlens: expected a batch of 1, in which sequences lie one after another, got "
-                f"{batch}; join them with inputs.flatten(0, 1)[None]"
-            )
-        if not (torch.compiler.is_compiling() or cu_seqlens.is_meta):
-            check_numbers("cu_seqlens", cu_seqlens, time)
-    sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    sequences = count_sequences(cu_seqlens, drive)
+    if cu_seqlens is not None and not (torch.compiler.is_compiling() or cu_seqlens.is_meta):
+        check_numbers("cu_seqlens", cu_seqlens, time)
     shapes = {
         "initial_state": (initial, (sequences, *cell.state_shape)),
         "guess": (guess, (batch, time, *cell.state_shape)),

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import torch
 
-from ropewalk.kernels.chips import most_registers
+from ropewalk.kernels.chips import most_registers, processors
 from ropewalk.kernels.interpreter import interpreted
 from ropewalk.kernels.sizes import ceil_divide, power_of_two
 
@@ -152,8 +152,3 @@ def chunks_of(
         return 1, max(1, time)
     steps = ceil_divide(tiles, min(wanted, tiles // LEAST_TILES)) * how.tile
     return ceil_divide(time, steps), steps
-
-
-def processors(device: torch.device) -> int:
-    """Multiprocessors of a device."""
-    return torch.cuda.get_device_properties(device).multi_processor_count

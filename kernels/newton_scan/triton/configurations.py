@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from ropewalk.kernels.chips import most_registers
+from ropewalk.kernels.chips import most_registers, processors
 from ropewalk.kernels.interpreter import interpreted
 from ropewalk.kernels.sizes import ceil_divide, power_of_two
 
@@ -104,8 +104,3 @@ def in_turn(cell: str, channels: int) -> Configuration:
     if interpreted():
         return INTERPRETED._replace(groups=1)
     return Configuration(min(LANES, power_of_two(channels)), 1, ROWS[cell], 1)
-
-
-def processors(device: torch.device) -> int:
-    """Multiprocessors of a device."""
-    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import torch
 
-from ropewalk.kernels.newton_scan.triton.configurations import Configuration, in_turn, processors
+from ropewalk.kernels.chips import processors
+from ropewalk.kernels.newton_scan.triton.configurations import Configuration, in_turn
 from ropewalk.kernels.sizes import ceil_divide
 
 ISSUED = 4
