@@ -208,7 +208,9 @@ def test_sums_are_float32_and_rounded_once(make_scan, scan_oracle, structure, dt
     upstream = torch.randn_like(wanted).to(dtype)
     ours = torch.autograd.grad(got, scan.tensors, upstream)
     truth = torch.autograd.grad(wanted, wide.tensors, upstream.double())
+    # Ninety steps in float32, and one rounding to the output's dtype.
+    margin = max(2 * torch.finfo(dtype).eps, 90 * torch.finfo(torch.float32).eps)
     for of_ours, of_truth in zip(ours, truth, strict=True):
         assert of_ours.dtype == dtype
         error = (of_ours.double() - of_truth).abs().max()
-        assert error <= 4 * torch.finfo(dtype).eps * of_truth.abs().max()
+        assert error <= margin * of_truth.abs().max()
