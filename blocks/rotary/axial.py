@@ -57,7 +57,7 @@ def axial_frequencies(
     sections: Sequence[int],
     *,
     base: float = 10000.0,
-    frequency: FrequencyRule | None = None,
+    frequency: FrequencyRule | Sequence[FrequencyRule] | None = None,
     arrangement: Arrangement = "own",
 ) -> tuple[Float[Tensor, " pairs"], Int[Tensor, " pairs"]]:
     """The frequency of each plane and the axis whose coordinate turns it.
@@ -66,18 +66,21 @@ def axial_frequencies(
         rotary_dim: number of rotated dimensions.
         sections: number of planes of each axis; they sum to rotary_dim / 2.
         base: the base of the spectrum or spectra.
-        frequency: the frequency rule; the default rule if None.
+        frequency: the frequency rule, or with `own` one for each axis; the default rule if None.
         arrangement: see the module's docstring. `alternating` deals planes out in turn until an
             axis has its number.
 
     Returns:
         Float32 frequencies and int64 axis indices, both (rotary_dim / 2), on the CPU.
     """
-    rule = Default() if frequency is None else frequency
+    rules = _rules_of_axes(frequency, len(sections), arrangement)
     if arrangement == "own":
-        spectra = [rule.inverse_frequencies(2 * section, base) for section in sections]
+        spectra = [
+            rule.inverse_frequencies(2 * section, base)
+            for rule, section in zip(rules, sections, strict=True)
+        ]
         return torch.cat(spectra), _banded_axes(sections)
-    spectrum = rule.inverse_frequencies(rotary_dim, base)
+    spectrum = rules[0].inverse_frequencies(rotary_dim, base)
     return spectrum, _banded_axes(sections) if arrangement == "bands" else _dealt_axes(sections)
 
 
@@ -95,15 +98,17 @@ class AxialRotary(nn.Module):
         head_dim: width of a head.
         axes: number of coordinates: 2 for images, 3 for video.
         base: the base of the frequencies; 100 is common for small grids.
-        frequency: the frequency rule; must not depend on the context's length.
+        frequency: the frequency rule, or with `own` one for each axis, for grids that grew more on
+            one axis than on another; none may depend on the context's length.
         layout: which dimensions are pairs, `half` or `interleaved`.
         rotary_fraction: the leading int(head_dim · rotary_fraction) dimensions are rotated.
         arrangement: how planes and frequencies go to the axes; see the module's docstring.
         sections: number of planes of each axis; equal numbers if None.
 
     Raises:
-        TypeError: `frequency` is not a frequency rule.
-        ValueError: the planes cannot be shared out, or another argument is out of its range.
+        TypeError: `frequency` is not a frequency rule, or a sequence of such.
+        ValueError: rules for axes that share a spectrum, or another number of them; the planes
+            cannot be shared out, or another argument is out of its range.
     """
 
     _frequencies: Tensor
@@ -115,23 +120,15 @@ class AxialRotary(nn.Module):
         axes: int = 2,
         *,
         base: float = 10000.0,
-        frequency: FrequencyRule | None = None,
+        frequency: FrequencyRule | Sequence[FrequencyRule] | None = None,
         layout: Layout = "half",
         rotary_fraction: float = 1.0,
         arrangement: Arrangement = "own",
         sections: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        frequency = Default() if frequency is None else frequency
         require_integer("AxialRotary", 1, head_dim=head_dim, axes=axes)
         require_base(base)
-        if not isinstance(frequency, FrequencyRule):
-            raise TypeError(f"AxialRotary.frequency: expected a frequency rule, got {frequency!r}")
-        if frequency.depends_on_length:
-            raise ValueError(
-                f"AxialRotary.frequency: expected a rule that does not depend on the length, which "
-                f"a grid has none of, got {frequency}; use a static rule such as NTKAware"
-            )
         if layout not in LAYOUTS:
             raise ValueError(
                 f"AxialRotary.layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}"
@@ -141,6 +138,7 @@ class AxialRotary(nn.Module):
                 "AxialRotary.arrangement: expected one of "
                 f"{', '.join(get_args(Arrangement))}, got {arrangement!r}"
             )
+        rules = _rules_of_axes(frequency, axes, arrangement)
         if not 0 < rotary_fraction <= 1:
             raise ValueError(
                 f"AxialRotary.rotary_fraction: expected 0 < fraction ≤ 1, got {rotary_fraction}"
@@ -150,7 +148,7 @@ class AxialRotary(nn.Module):
         require_rotary_dim(self.rotary_dim)
         self.axes = axes
         self.base = base
-        self.frequency = frequency
+        self.frequency = rules[0] if len(set(rules)) == 1 else rules
         self.layout: Layout = layout
         self.arrangement: Arrangement = arrangement
         self.sections = _checked_sections(sections, axes, self.rotary_dim)
@@ -175,9 +173,16 @@ class AxialRotary(nn.Module):
             self._frequencies, self._axis = (table.to(device) for table in self._tables())
         return self
 
-    def attention_factor(self) -> float:
-        """Factor on cos and sin; the logits get its square."""
-        return self.frequency.attention_factor()
+    def attention_factor(self) -> float | Float[Tensor, " pairs"]:
+        """Factor on cos and sin; the logits get its square. One for each plane if axes differ."""
+        if isinstance(self.frequency, FrequencyRule):
+            return self.frequency.attention_factor()
+        factors = [
+            rule.attention_factor()
+            for rule, section in zip(self.frequency, self.sections, strict=True)
+            for _ in range(section)
+        ]
+        return torch.tensor(factors, device=self._frequencies.device)
 
     def forward(
         self, coordinates: Num[Tensor, "*batch seq axes"]
@@ -204,7 +209,9 @@ class AxialRotary(nn.Module):
             frequencies, axis = self._tables()
         device = coordinates.device
         per_pair = coordinates.index_select(-1, axis.to(device))
-        return cosine_sine(per_pair, frequencies.to(device), self.attention_factor())
+        factor = self.attention_factor()
+        factor = factor.to(device) if isinstance(factor, Tensor) else factor
+        return cosine_sine(per_pair, frequencies.to(device), factor)
 
     def rotate(
         self,
@@ -230,6 +237,37 @@ class AxialRotary(nn.Module):
             f"{self.head_dim}, axes={self.axes}, base={self.base}, frequency={self.frequency}, "
             f"arrangement={self.arrangement}, sections={self.sections}, layout={self.layout}"
         )
+
+
+def _rules_of_axes(
+    frequency: FrequencyRule | Sequence[FrequencyRule] | None, axes: int, arrangement: Arrangement
+) -> tuple[FrequencyRule, ...]:
+    """A rule for each axis; one spectrum has one rule for all."""
+    if frequency is None or isinstance(frequency, FrequencyRule):
+        rules = (Default() if frequency is None else frequency,) * axes
+    elif isinstance(frequency, Sequence) and not isinstance(frequency, str):
+        rules = tuple(frequency)
+        if len(rules) != axes:
+            raise ValueError(
+                f"AxialRotary.frequency: expected one rule, or {axes}, one for each axis, got "
+                f"{len(rules)}"
+            )
+    else:
+        raise TypeError(f"AxialRotary.frequency: expected a frequency rule, got {frequency!r}")
+    for rule in rules:
+        if not isinstance(rule, FrequencyRule):
+            raise TypeError(f"AxialRotary.frequency: expected a frequency rule, got {rule!r}")
+        if rule.depends_on_length:
+            raise ValueError(
+                f"AxialRotary.frequency: expected a rule that does not depend on the length, which "
+                f"a grid has none of, got {rule}; use a static rule such as NTKAware"
+            )
+    if arrangement != "own" and len(set(rules)) > 1:
+        raise ValueError(
+            f"AxialRotary.frequency: expected one rule for a spectrum that the axes share "
+            f"({arrangement}), got {len(set(rules))}; use arrangement='own'"
+        )
+    return rules
 
 
 def _checked_sections(sections: Sequence[int] | None, axes: int, rotary_dim: int) -> list[int]:

@@ -1,0 +1,22 @@
+"""The diffusion transformer.
+
+model.py         DiffusionTransformer: the forward from patches to patches
+presets.py       the published sizes, S to XL
+checkpoints.py   from_dit, from_diffusers: weights of others
+options.py       what can be chosen, and what is refused
+parts.py         the parts, made from the options; their initialisation
+block.py         a block: two modulated halves, fused across their borders
+mixers.py        attention with n-dimensional RoPE; recurrences
+feed_forward.py  SwiGLU, GELU, Monarch
+modulation.py    adaLN: full, shared, low-rank
+conditioning.py  embeddings of time and class
+patches.py       arrays as patches and back
+layout.py        where tokens lie: one size, or several end to end
+positions.py     absolute positions
+resolution.py    other sizes than the trained one
+inputs.py        checks of a call
+"""
+
+from ropewalk.blocks.denoiser.model import DiffusionTransformer
+
+__all__ = ["DiffusionTransformer"]

@@ -1,0 +1,113 @@
+"""What a `DiffusionTransformer` is called with: checks, and the unit of time."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ropewalk.blocks.denoiser.patches import Size, grid_of
+
+UNIT = 1000.0
+# A time in float32 misses its step by less than this; continuous times are further from any.
+_SNAP = 1e-3
+
+
+def check_arrays(
+    arrays: Sequence[Tensor],
+    channels: int | None,
+    vocabulary: int | None,
+    patch_size: Size,
+    *,
+    packed: bool,
+) -> list[Size]:
+    """The size of each array along the axes of the grid.
+
+    Raises:
+        TypeError: no tensors, or another dtype than the model takes.
+        ValueError: no arrays, another number of axes or channels, sizes that the patch does not
+            divide.
+    """
+    if not arrays:
+        raise ValueError("x: expected at least one array, got an empty list")
+    sizes = []
+    shape = "(channels, *size)" if vocabulary is None else "(*size)"
+    expected = shape if packed else f"(batch, {shape[1:]}"
+    for x in arrays:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x: expected a tensor, or a list of tensors, got {type(x).__name__}")
+        whole = vocabulary is not None
+        if x.is_floating_point() == whole or x.is_complex() or x.dtype == torch.bool:
+            wanted = "int64 tokens" if whole else "floating-point data"
+            raise TypeError(f"x: expected {wanted}, got {x.dtype}")
+        leading = (0 if packed else 1) + (0 if whole else 1)
+        if x.ndim != leading + len(patch_size):
+            raise ValueError(
+                f"x: expected {expected} with {len(patch_size)} axes of size, got "
+                f"{tuple(x.shape)}; a single array needs a batch of its own, x[None]"
+            )
+        if not whole and x.shape[leading - 1] != channels:
+            raise ValueError(
+                f"x: expected {expected} with {channels} channels, got {tuple(x.shape)}"
+            )
+        size = tuple(x.shape[leading:])
+        grid_of(size, patch_size)
+        sizes.append(size)
+    return sizes
+
+
+def check_times(t: Tensor, batch: int, device: torch.device) -> Float[Tensor, " batch"]:
+    """A time for each array.
+
+    Raises:
+        TypeError: not a tensor of floating-point numbers.
+        ValueError: another number of times.
+    """
+    if not isinstance(t, Tensor) or not t.is_floating_point():
+        kind = t.dtype if isinstance(t, Tensor) else type(t).__name__
+        raise TypeError(f"t: expected floating-point times in [0, 1], a tensor, got {kind}")
+    if t.ndim > 1 or (t.ndim == 1 and t.shape[0] != batch):
+        raise ValueError(
+            f"t: expected ({batch},), a time for each array, or one number, got {tuple(t.shape)}"
+        )
+    return t.to(device).expand(batch)
+
+
+def check_classes(
+    y: Tensor | None, batch: int, num_classes: int, device: torch.device
+) -> Int[Tensor, " batch"] | None:
+    """Refuses classes that the model does not have; their values are read on a CPU only.
+
+    Raises:
+        TypeError: not a tensor of integers.
+        ValueError: classes for a model without, another number of them, or out of their range.
+    """
+    if y is None:
+        return None
+    if not num_classes:
+        raise ValueError("y: expected None, as the model has num_classes=0, got classes")
+    if not isinstance(y, Tensor) or y.dtype not in (torch.int64, torch.int32):
+        kind = y.dtype if isinstance(y, Tensor) else type(y).__name__
+        raise TypeError(f"y: expected classes, an int64 tensor, got {kind}")
+    if tuple(y.shape) != (batch,):
+        raise ValueError(f"y: expected ({batch},), a class for each array, got {tuple(y.shape)}")
+    readable = y.device.type == "cpu" and type(y) is Tensor and not torch.compiler.is_compiling()
+    if readable and batch and not 0 <= int(y.min()) <= int(y.max()) <= num_classes:
+        raise ValueError(
+            f"y: expected classes 0 … {num_classes - 1}, or {num_classes} for none, got "
+            f"{int(y.min())} … {int(y.max())}"
+        )
+    return y.to(device)
+
+
+def steps_of(t: Float[Tensor, " batch"], time_steps: int | None) -> Float[Tensor, " batch"]:
+    """Times in the unit of the embedding, float32.
+
+    A model of n steps was trained at whole numbers: step k is time (k + 1)/n, and what float32
+    leaves of it is rounded back to k; times between steps stay between.
+    """
+    if time_steps is None:
+        return t.to(torch.promote_types(t.dtype, torch.float32)) * UNIT
+    steps = t.to(torch.promote_types(t.dtype, torch.float32)) * time_steps - 1
+    nearest = steps.round()
+    return torch.where((steps - nearest).abs() < _SNAP, nearest, steps)

@@ -1,0 +1,54 @@
+"""Other sizes than the trained one: a frequency rule for each axis, by how much that axis grew.
+
+A model that has seen grids of 16 × 16 reads one of 32 × 32 with frequencies for twice the length on
+each axis; of 16 × 32 on the second only. The rules are the library's own for long contexts.
+Sources: FiT, arXiv 2402.12376 §3.3, and FiTv2, arXiv 2410.13925, for NTK and YaRN on two axes.
+"""
+
+from collections.abc import Callable, Sequence
+
+from ropewalk.blocks.rotary import Default, FrequencyRule, Linear, NTKAware, YaRN
+
+AxisRule = Callable[[float, int], FrequencyRule]
+
+RULES: dict[str, AxisRule] = {
+    "none": lambda factor, trained: Default(),
+    "linear": lambda factor, trained: Linear(factor),
+    "ntk": lambda factor, trained: NTKAware(factor),
+    "yarn": lambda factor, trained: YaRN(factor, original_length=trained),
+}
+
+
+def axis_rules(
+    rule: str | AxisRule, grid: Sequence[int], trained: Sequence[int]
+) -> tuple[FrequencyRule, ...]:
+    """The frequency rule of each axis.
+
+    Args:
+        rule: "none", "linear", "ntk" or "yarn", or a function of (factor, trained cells) that gives
+            a frequency rule.
+        grid: cells along each axis.
+        trained: the same at the trained size. Axes that did not grow keep their frequencies.
+
+    Raises:
+        ValueError: an unknown name.
+        TypeError: neither a name nor a function, or a function that gives something else.
+    """
+    if isinstance(rule, str):
+        if rule not in RULES:
+            raise ValueError(f"rule: expected one of {', '.join(RULES)}, got {rule!r}")
+        make = RULES[rule]
+    elif callable(rule):
+        make = rule
+    else:
+        raise TypeError(
+            f"rule: expected a name, or a function of (factor, trained cells) that gives a "
+            f"frequency rule, got {rule!r}"
+        )
+    rules: list[FrequencyRule] = []
+    for cells, known in zip(grid, trained, strict=True):
+        of_axis = make(cells / known, known) if cells > known else Default()
+        if not isinstance(of_axis, FrequencyRule):
+            raise TypeError(f"rule: expected it to give a frequency rule, got {of_axis!r}")
+        rules.append(of_axis)
+    return tuple(rules)
