@@ -17,6 +17,15 @@ resolution.py    other sizes than the trained one
 inputs.py        checks of a call
 """
 
+from ropewalk.blocks.denoiser.checkpoints import from_diffusers, from_dit
 from ropewalk.blocks.denoiser.model import DiffusionTransformer
+from ropewalk.blocks.denoiser.presets import PRESETS, PUBLISHED, preset
 
-__all__ = ["DiffusionTransformer"]
+__all__ = [
+    "PRESETS",
+    "PUBLISHED",
+    "DiffusionTransformer",
+    "from_diffusers",
+    "from_dit",
+    "preset",
+]
