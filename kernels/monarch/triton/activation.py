@@ -31,7 +31,7 @@ def sigmoid(z):
 
 
 @triton.jit
-def _near(z):
+def bounded(z):
     """z, but not farther than FAR from 0."""
     return tl.where(z > FAR, FAR, tl.where(z < -FAR, -FAR, z))
 
@@ -46,7 +46,7 @@ def activate(z, ACTIVATION: tl.constexpr):
     elif ACTIVATION == "gelu":
         z *= 0.5 * (1.0 + tl.erf(z * ROOT_HALF))
     elif ACTIVATION == "gelu_tanh":
-        near = _near(z)
+        near = bounded(z)
         z *= sigmoid(near * (near * near * CUBIC + 1.0) * SCALE)
     return z
 
@@ -62,7 +62,7 @@ def derivative(z, ACTIVATION: tl.constexpr):
     elif ACTIVATION == "gelu":
         slope = 0.5 * (1.0 + tl.erf(z * ROOT_HALF)) + z * tl.exp(-0.5 * z * z) * DENSITY
     else:
-        near = _near(z)
+        near = bounded(z)
         gate = sigmoid(near * (near * near * CUBIC + 1.0) * SCALE)
         steepness = (near * near * (3.0 * CUBIC) + 1.0) * SCALE
         slope = gate + near * gate * (1.0 - gate) * steepness
