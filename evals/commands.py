@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ropewalk.evals.errors import InputError, one_line
 from ropewalk.evals.request import Request, split_variant
-from ropewalk.evals.run_file import check_out
+from ropewalk.evals.run_folder import check_out
 
 
 def evaluate_and_report(request: Request) -> None:

@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from ropewalk.evals.errors import InputError
-from ropewalk.evals.run_file import check_run_folder
+from ropewalk.evals.run_folder import check_run_folder
 from ropewalk.evals.tasks.nbce import CONTEXTS
 from ropewalk.evals.tasks.passkey import DEPTHS
 from ropewalk.evals.tasks.registry import DEFAULT_TASKS, TASKS

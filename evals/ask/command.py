@@ -115,7 +115,7 @@ def ask(
     from ropewalk.evals.ask.answering import Asking
     from ropewalk.evals.ask.show import as_json, show
     from ropewalk.evals.ask.streaming import LiveAnswer
-    from ropewalk.evals.run_file import write_atomically
+    from ropewalk.evals.run_folder import write_atomically
 
     asking = Asking(request)
     console = Console()

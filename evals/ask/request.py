@@ -9,7 +9,7 @@ from ropewalk.blocks.nbce import ContextMerge
 from ropewalk.evals.ask.contexts import Contexts, read_contexts
 from ropewalk.evals.errors import InputError, one_line
 from ropewalk.evals.request import split_variant
-from ropewalk.evals.run_file import check_out
+from ropewalk.evals.run_folder import check_out
 from ropewalk.kernels.context_merge import POOLINGS, Pooling
 from ropewalk.llm.variants import ROPE, nearest
 

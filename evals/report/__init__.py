@@ -6,7 +6,8 @@ from ropewalk.evals.errors import InputError, one_line
 from ropewalk.evals.report.conclusion import conclusion
 from ropewalk.evals.report.summary import Summary, summarise
 from ropewalk.evals.report.table import terminal_settings, terminal_tables
-from ropewalk.evals.run_file import NAME, read_run
+from ropewalk.evals.run_file import read_run
+from ropewalk.evals.run_folder import NAME
 
 __all__ = [
     "Summary",

@@ -5,15 +5,14 @@ import os
 
 import pytest
 
-from ropewalk.evals import run_file
+from ropewalk.evals import run_folder
 from ropewalk.evals.errors import InputError
 from ropewalk.evals.run_file import (
     RunFile,
     check_configuration,
-    check_out,
-    check_run_folder,
     read_run,
 )
+from ropewalk.evals.run_folder import check_out, check_run_folder
 
 CONFIGURATION = {"model": "m", "lengths": (1, 2), "variants": {"rope": {}}}
 
@@ -119,13 +118,13 @@ def test_a_session_that_adds_nothing_leaves_nothing_behind(tmp_path):
 
 
 def test_a_lock_that_was_removed_in_between_is_not_taken(tmp_path, monkeypatch):
-    lock = run_file._lock
+    lock = run_folder.lock
 
     def late(opened):
         lock(opened)
         (tmp_path / "run.lock").unlink()
 
-    monkeypatch.setattr(run_file, "_lock", late)
+    monkeypatch.setattr(run_folder, "lock", late)
     with pytest.raises(InputError, match="in use"), RunFile(tmp_path, CONFIGURATION):
         pass
 
