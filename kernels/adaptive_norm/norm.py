@@ -180,7 +180,8 @@ def _chain(
     validation.check_affine(x, weight=weight, bias=bias)
     samples = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     gate, shift, scale = (
-        None if rows is None else rows.expand(samples, x.shape[2]) for rows in (gate, shift, scale)
+        rows if rows is None or rows.shape[0] == samples else rows.expand(samples, x.shape[2])
+        for rows in (gate, shift, scale)
     )
     given = (x, branch, gate, shift, scale, weight, bias, cu_seqlens)
     if is_transformed():

@@ -120,9 +120,10 @@ def _(
     shift, scale, weight, bias = arguments[:4]
     y_grad, needs = arguments[8], Needs(*arguments[9])
     normed = y_grad is not None
+    made = needs.made(gate is not None, normed)
     made = (
-        (residual, normed and (needs.x or (needs.branch and gate is None))),
-        (residual, needs.branch and gate is not None),
+        (residual, made.x),
+        (residual, made.branch),
         (gate, needs.gate),
         (shift, needs.shift and normed),
         (scale, needs.scale and normed),
@@ -163,8 +164,7 @@ def _backward(
     )
     normed, gated = y_grad is not None, ctx.saved_tensors[2] is not None
     wanted = (
-        normed and (needs.x or (needs.branch and not gated)),
-        needs.branch and gated,
+        *needs.made(gated, normed),
         needs.gate,
         *(need and normed for need in needs[3:]),
     )

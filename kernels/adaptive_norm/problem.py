@@ -90,6 +90,21 @@ class Upstream(NamedTuple):
     y: Tensor | None
 
 
+class Made(NamedTuple):
+    """Whether memory of the stream's size is needed for a gradient."""
+
+    x: bool
+    branch: bool
+
+
+class SumsNeeded(NamedTuple):
+    """Which sums over a sample's tokens go into a gradient that is wanted."""
+
+    along: bool
+    straight: bool
+    gate: bool
+
+
 class Needs(NamedTuple):
     """Which gradients are wanted."""
 
@@ -100,6 +115,39 @@ class Needs(NamedTuple):
     scale: bool
     weight: bool
     bias: bool
+
+    def made(self, gated: bool, normed: bool) -> Made:
+        """Without a norm that of x is the upstream one; without a gate the branch's is that of x.
+
+        Args:
+            gated: whether there is a gate.
+            normed: whether a gradient of y came.
+        """
+        return Made(normed and (self.x or (self.branch and not gated)), self.branch and gated)
+
+    def sums(self, biased: bool, normed: bool) -> SumsNeeded:
+        """What has to be summed over tokens.
+
+        Args:
+            biased: whether the norm has a bias, which the scale multiplies.
+            normed: whether a gradient of y came.
+        """
+        return SumsNeeded(
+            normed and (self.scale or self.weight),
+            normed and (self.shift or self.bias or (self.scale and biased)),
+            self.gate,
+        )
+
+
+class Sums(NamedTuple):
+    """Over each sample's tokens, (samples, dim) in `statistics_dtype`; none where not needed."""
+
+    along: Tensor | None
+    """Of the gradient of y times the normed values."""
+    straight: Tensor | None
+    """Of the gradient of y."""
+    gate: Tensor | None
+    """Of the gradient of the residual times the branch."""
 
 
 class Gradients(NamedTuple):
@@ -116,3 +164,23 @@ class Gradients(NamedTuple):
     scale: Tensor | None
     weight: Tensor | None
     bias: Tensor | None
+
+
+def modulation_gradients(p: Problem, sums: Sums, needs: Needs) -> list[Tensor | None]:
+    """Gradients of gate, shift, scale, weight and bias, from sums over each sample's tokens."""
+    along, straight, gate = sums
+    scale = weight = bias = None
+    if needs.scale and along is not None:
+        scale = along if p.weight is None else along * p.weight
+        if p.bias is not None and straight is not None:
+            scale = torch.addcmul(scale, straight, p.bias.to(straight.dtype))
+    if needs.weight and along is not None:
+        weight = (along if p.scale is None else torch.addcmul(along, along, p.scale)).sum(0)
+    if needs.bias and straight is not None:
+        bias = (straight if p.scale is None else torch.addcmul(straight, straight, p.scale)).sum(0)
+    found = (gate, straight if needs.shift else None, scale, weight, bias)
+    of = (p.gate, p.shift, p.scale, p.weight, p.bias)
+    return [
+        None if grad is None or given is None else grad.to(given.dtype)
+        for grad, given in zip(found, of, strict=True)
+    ]

@@ -12,6 +12,8 @@ mean(g) is left out for the root mean square. The normed values are computed aga
 residual and each token's statistics.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -20,9 +22,12 @@ from ropewalk.kernels.adaptive_norm.problem import (
     Needs,
     Problem,
     Statistics,
+    Sums,
+    SumsNeeded,
     Upstream,
+    modulation_gradients,
 )
-from ropewalk.kernels.adaptive_norm.reference.runs import factor, runs, wide, wide_rows
+from ropewalk.kernels.adaptive_norm.reference.runs import factor, is_one_run, runs, wide
 from ropewalk.kernels.dtypes import statistics_dtype
 
 
@@ -31,121 +36,106 @@ def backward(
 ) -> Gradients:
     """Those that `needs` asks for; see `problem.Gradients` for what is none beside them."""
     p = problem
+    if is_one_run(p):
+        found = _run(p, statistics, upstream, needs, _Memory(None, None))
+        return Gradients(*found.memory, *modulation_gradients(p, found.sums, needs))
     normed = upstream.y is not None
-    x_grad = p.fresh() if normed and (needs.x or (needs.branch and p.gate is None)) else None
-    branch_grad = p.fresh() if needs.branch and p.gate is not None else None
-    sums = torch.zeros((3, p.samples, p.dim), dtype=statistics_dtype(p.x.dtype), device=p.x.device)
-    factors = factor(p) if normed else None
-    differentiate = _layer_norm if p.norm == "layer" else _rms_norm
+    made = needs.made(p.gate is not None, normed)
+    memory = _Memory(p.fresh() if made.x else None, p.fresh() if made.branch else None)
+    like = {"dtype": statistics_dtype(p.x.dtype), "device": p.x.device}
+    sums = Sums(
+        *(
+            torch.zeros(p.samples, p.dim, **like) if wanted else None
+            for wanted in needs.sums(p.bias is not None, normed)
+        )
+    )
     for run in runs(p):
-        whole = None if upstream.residual is None else run.of(upstream.residual)
-        if upstream.y is not None and statistics is not None and factors is not None:
-            along, straight = (
-                part[run.samples] if wanted else None
-                for part, wanted in zip(sums, _sums_needed(p, needs), strict=False)
-            )
-            own = differentiate(
-                wide(run.of(p.x)), wide(run.of(upstream.y)), factors[run.samples],
-                Statistics(*(None if s is None else run.of(s) for s in statistics)),
-                along, straight,
-            )  # fmt: skip
-            whole = own if whole is None else own.add_(whole)
-        assert whole is not None
-        if x_grad is not None:
-            run.of(x_grad).copy_(whole)
-        if branch_grad is not None and p.gate is not None:
-            torch.mul(whole, p.gate[run.samples, None], out=run.of(branch_grad))
-        if needs.gate and p.branch is not None:
-            product = wide(whole) * run.of(p.branch)
-            torch.sum(product, 1, out=sums[2][run.samples])
-    return finish(p, Gradients(x_grad, branch_grad, *(None,) * 5), sums, upstream, needs)
+        found = _run(
+            run.part(p),
+            None if statistics is None else Statistics(*map(run.stream, statistics)),
+            Upstream(*map(run.stream, upstream)),
+            needs,
+            _Memory(*map(run.stream, memory)),
+        )
+        for target, rows in zip(sums, found.sums, strict=True):
+            if target is not None and rows is not None:
+                target[run.samples] = rows
+    return Gradients(*memory, *modulation_gradients(p, sums, needs))
 
 
-def finish(
-    p: Problem, so_far: Gradients, sums: Tensor, upstream: Upstream, needs: Needs
-) -> Gradients:
-    """All gradients, from the sums over each sample's tokens: (a, b, dgate), (3, samples, dim)."""
-    along, straight, gate = sums
-    shift = scale = weight = bias = None
-    if upstream.y is not None:
-        if needs.shift:
-            shift = straight
-        if needs.scale:
-            scale = along if p.weight is None else along * p.weight
-            scale = scale if p.bias is None else scale + straight * p.bias
-        one_and_scale = wide_rows(p, p.scale, 0.0) + 1
-        if needs.weight:
-            weight = (along * one_and_scale).sum(0)
-        if needs.bias:
-            bias = (straight * one_and_scale).sum(0)
-    found = (gate if needs.gate else None, shift, scale, weight, bias)
-    of = (p.gate, p.shift, p.scale, p.weight, p.bias)
-    rounded = (
-        None if grad is None or given is None else grad.to(given.dtype, copy=True)
-        for grad, given in zip(found, of, strict=True)
-    )
-    return Gradients(so_far.x, so_far.branch, *rounded)
+class _Memory(NamedTuple):
+    """Gradients of a stream and a branch: where they are to be written, or what was found."""
+
+    x: Tensor | None
+    branch: Tensor | None
 
 
-def _sums_needed(p: Problem, needs: Needs) -> tuple[bool, bool]:
-    """Whether a, and whether b, goes into a gradient that is wanted."""
-    return (
-        needs.scale or needs.weight,
-        needs.shift or needs.bias or (needs.scale and p.bias is not None),
-    )
+class _Found(NamedTuple):
+    memory: _Memory
+    sums: Sums
+
+
+def _run(
+    p: Problem,
+    statistics: Statistics | None,
+    upstream: Upstream,
+    needs: Needs,
+    out: _Memory,
+) -> _Found:
+    """A run's gradients, in the memory that is given, if any is, and its sums."""
+    whole, along, straight, gate = upstream.residual, None, None, None
+    x_grad, branch_grad = None, None
+    normed = upstream.y is not None
+    made, sums = needs.made(p.gate is not None, normed), needs.sums(p.bias is not None, normed)
+    if upstream.y is not None and statistics is not None:
+        differentiate = _layer_norm if p.norm == "layer" else _rms_norm
+        grad = wide(upstream.y)
+        own, along, straight = differentiate(wide(p.x), grad, factor(p), statistics, sums)
+        if straight is None and sums.straight:
+            straight = grad.sum(1)
+        whole = own if whole is None else own.add_(whole)
+    assert whole is not None
+    if made.x:
+        x_grad = whole.to(p.x.dtype) if out.x is None else out.x.copy_(whole)
+    if made.branch and p.gate is not None:
+        branch_grad = torch.mul(whole, p.gate[:, None], out=out.branch).to(p.x.dtype)
+        branch_grad = branch_grad.contiguous()
+    if sums.gate and p.branch is not None:
+        gate = (wide(whole) * p.branch).sum(1)
+    return _Found(_Memory(x_grad, branch_grad), Sums(along, straight, gate))
 
 
 def _layer_norm(
-    x: Tensor,
-    grad: Tensor,
-    factors: Tensor,
-    statistics: Statistics,
-    along: Tensor | None,
-    straight: Tensor | None,
-) -> Tensor:
-    """The gradient of what was normed; writes the sums a and b where there is memory for them."""
+    x: Tensor, grad: Tensor, factors: Tensor | None, statistics: Statistics, sums: SumsNeeded
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The gradient of what was normed, and the sums that came with it."""
     mean, rstd = statistics
     assert mean is not None
     shape, mean, rstd = x.shape[2:], mean[..., None], rstd[..., None]
-    if x.shape[0] == 1:
-        mask = [True, along is not None, straight is not None]
-        found, a, b = torch.ops.aten.native_layer_norm_backward(
-            grad, x, shape, mean, rstd, factors[0], factors[0], mask
-        )
-        if along is not None:
-            along[0].copy_(a)
-        if straight is not None:
-            straight[0].copy_(b)
-        return found
-    if along is not None:
-        normed = (x - mean).mul_(rstd)
-        torch.sum(normed.mul_(grad), 1, out=along)
-    if straight is not None:
-        torch.sum(grad, 1, out=straight)
-    own = grad * factors[:, None]
-    found, _, _ = torch.ops.aten.native_layer_norm_backward(
-        own, x, shape, mean, rstd, None, None, [True, False, False]
-    )
-    return found
+    differentiate = torch.ops.aten.native_layer_norm_backward
+    if len(x) == 1:
+        factors = x.new_ones(shape) if factors is None else factors.view(shape)
+        mask = [True, sums.along, sums.straight]
+        found, a, b = differentiate(grad, x, shape, mean, rstd, factors, factors, mask)
+        return found, a[None] if sums.along else None, b[None] if sums.straight else None
+    along = ((x - mean).mul_(rstd).mul_(grad)).sum(1) if sums.along else None
+    if factors is not None:
+        grad = grad * (factors if factors.ndim == 1 else factors[:, None])
+    found, _, _ = differentiate(grad, x, shape, mean, rstd, None, None, [True, False, False])
+    return found, along, None
 
 
 def _rms_norm(
-    x: Tensor,
-    grad: Tensor,
-    factors: Tensor,
-    statistics: Statistics,
-    along: Tensor | None,
-    straight: Tensor | None,
-) -> Tensor:
+    x: Tensor, grad: Tensor, factors: Tensor | None, statistics: Statistics, sums: SumsNeeded
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The same of the root mean square."""
     rstd = statistics.rstd[..., None]
     normed = x * rstd
     product = grad * normed
-    if along is not None:
-        torch.sum(product, 1, out=along)
-    if straight is not None:
-        torch.sum(grad, 1, out=straight)
-    mean = (product @ factors[..., None]).div_(x.shape[2])
-    return (
-        torch.mul(grad, factors[:, None], out=product).addcmul_(normed, mean, value=-1).mul_(rstd)
-    )
+    along = product.sum(1) if sums.along else None
+    if factors is None:
+        mean, own = product.mean(-1, keepdim=True), product.copy_(grad)
+    else:
+        mean = (product @ factors[..., None]).div_(x.shape[2])
+        own = torch.mul(grad, factors if factors.ndim == 1 else factors[:, None], out=product)
+    return own.addcmul_(normed, mean, value=-1).mul_(rstd), along, None

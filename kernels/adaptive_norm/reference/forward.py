@@ -10,91 +10,99 @@ import torch
 from torch import Tensor
 
 from ropewalk.kernels.adaptive_norm.problem import Outputs, Problem, Statistics
-from ropewalk.kernels.adaptive_norm.reference.runs import Run, factor, offset, runs, wide
+from ropewalk.kernels.adaptive_norm.reference.runs import factor, is_one_run, offset, runs, wide
 from ropewalk.kernels.dtypes import statistics_dtype
 
 
 def forward(problem: Problem) -> Outputs:
     """The residual where there is a branch, and the modulated norm where there is a norm."""
     p = problem
+    if is_one_run(p, in_place=True):
+        return _run(p, None, None)
     residual = None if p.branch is None else p.fresh()
-    if p.norm is None:
-        for run in runs(p):
-            _add(p, run, residual)
-        return Outputs(residual, None, None)
-    y, factors, offsets = p.fresh(), factor(p), offset(p)
-    like = {"dtype": statistics_dtype(p.x.dtype), "device": p.x.device}
-    rstd = torch.empty(p.x.shape[:2], **like)
-    mean = torch.empty(p.x.shape[:2], **like) if p.norm == "layer" else None
-    norm = _layer_norm if p.norm == "layer" else _rms_norm
+    y, mean, rstd = None, None, None
+    if p.norm is not None:
+        like = {"dtype": statistics_dtype(p.x.dtype), "device": p.x.device}
+        y, rstd = p.fresh(), torch.empty(p.x.shape[:2], **like)
+        mean = torch.empty(p.x.shape[:2], **like) if p.norm == "layer" else None
     for run in runs(p):
-        seen = run.of(p.x) if residual is None else _add(p, run, residual)
-        rows = None if offsets is None else offsets[run.samples]
-        norm(run, seen, factors[run.samples], rows, p.eps, y, mean, rstd)
-    return Outputs(residual, y, Statistics(mean, rstd))
+        _, _, statistics = _run(run.part(p), run.stream(residual), run.stream(y))
+        if statistics is not None:
+            for target, found in zip((mean, rstd), statistics, strict=True):
+                if target is not None and found is not None:
+                    target[run.batch, run.tokens] = found
+    return Outputs(residual, y, None if rstd is None else Statistics(mean, rstd))
 
 
-def _add(p: Problem, run: Run, residual: Tensor | None) -> Tensor:
-    """Writes this run's residual; its view of it."""
-    assert p.branch is not None
-    assert residual is not None
-    x, branch, out = run.of(p.x), run.of(p.branch), run.of(residual)
-    if p.gate is None:
-        return torch.add(x, branch, out=out)
-    gate = p.gate[run.samples, None]
-    if gate.dtype == x.dtype:  # rounded once, for half precision too
-        return torch.addcmul(x, gate, branch, out=out)
-    return out.copy_(wide(x).addcmul(gate, wide(branch)))
+def _run(p: Problem, residual: Tensor | None, y: Tensor | None) -> Outputs:
+    """A run's results, in the memory that is given, if any is."""
+    seen = p.x
+    if p.branch is not None:
+        seen = residual = _gated_sum(p.x, p.branch, p.gate, residual)
+    if p.norm is None:
+        return Outputs(residual, None, None)
+    norm = _layer_norm if p.norm == "layer" else _rms_norm
+    y, statistics = norm(seen, factor(p), offset(p), p.eps, y)
+    return Outputs(residual, y, statistics)
+
+
+def _gated_sum(x: Tensor, branch: Tensor, gate: Tensor | None, out: Tensor | None) -> Tensor:
+    """The new residual, rounded once, for half precision too."""
+    if gate is None:
+        return torch.add(x, branch, out=out).contiguous()
+    if gate.dtype == x.dtype:
+        return torch.addcmul(x, gate[:, None], branch, out=out).contiguous()
+    return _write(wide(x) + gate[:, None] * branch, x.dtype, out)
+
+
+def _write(found: Tensor, dtype: torch.dtype, out: Tensor | None) -> Tensor:
+    """Rounded to its dtype, in the memory that is given, if any is."""
+    if found is out:
+        return found
+    return found.to(dtype).contiguous() if out is None else out.copy_(found)
 
 
 def _layer_norm(
-    run: Run,
-    x: Tensor,
-    factors: Tensor,
-    offsets: Tensor | None,
-    eps: float,
-    y: Tensor,
-    mean: Tensor | None,
-    rstd: Tensor,
-) -> None:
-    assert mean is not None
-    if x.shape[0] == 1:  # one modulation for all tokens, which is what a norm's own weights are
-        found, means, rstds = torch.native_layer_norm(
-            wide(x), x.shape[2:], factors[0], None if offsets is None else offsets[0], eps
-        )
-        run.of(y).copy_(found)
+    x: Tensor, factors: Tensor | None, offsets: Tensor | None, eps: float, out: Tensor | None
+) -> tuple[Tensor, Statistics]:
+    shape = x.shape[2:]
+    shared = all(rows is None or rows.ndim == 1 or len(rows) == 1 for rows in (factors, offsets))
+    if shared:  # by all tokens, as a norm's own weight and bias are
+        affine = (None if rows is None else rows.view(shape) for rows in (factors, offsets))
+        # Half precision without weights in float32 would have statistics like itself.
+        values = wide(x) if factors is None else x
+        found, mean, rstd = torch.native_layer_norm(values, shape, *affine, eps)
     else:
-        found, means, rstds = torch.native_layer_norm(wide(x), x.shape[2:], None, None, eps)
-        _modulate(found, factors, offsets, run.of(y))
-    run.of(mean).copy_(means[..., 0])
-    run.of(rstd).copy_(rstds[..., 0])
+        found, mean, rstd = torch.native_layer_norm(wide(x), shape, None, None, eps)
+        found = _modulated(found, factors, offsets, x.dtype, out)
+    return _write(found, x.dtype, out), Statistics(mean[..., 0], rstd[..., 0])
 
 
 def _rms_norm(
-    run: Run,
-    x: Tensor,
-    factors: Tensor,
+    x: Tensor, factors: Tensor | None, offsets: Tensor | None, eps: float, out: Tensor | None
+) -> tuple[Tensor, Statistics]:
+    values = wide(x)
+    rstd = torch.linalg.vector_norm(values, dim=-1, keepdim=True).square_()
+    rstd = rstd.div_(x.shape[2]).add_(eps).rsqrt_()
+    found = _modulated(values * rstd, factors, offsets, x.dtype, out)
+    return _write(found, x.dtype, out), Statistics(None, rstd[..., 0])
+
+
+def _modulated(
+    normed: Tensor,
+    factors: Tensor | None,
     offsets: Tensor | None,
-    eps: float,
-    y: Tensor,
-    mean: Tensor | None,
-    rstd: Tensor,
-) -> None:
-    x = wide(x)
-    rstds = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
-    rstds = rstds.div_(x.shape[2]).add_(eps).rsqrt_()
-    run.of(rstd).copy_(rstds[..., 0])
-    _modulate(x * rstds, factors, offsets, run.of(y))
-
-
-def _modulate(normed: Tensor, factors: Tensor, offsets: Tensor | None, out: Tensor) -> None:
-    """Writes normed · factors + offsets; `normed` is written over where it is of another dtype."""
-    same = out.dtype == normed.dtype
+    dtype: torch.dtype,
+    out: Tensor | None,
+) -> Tensor:
+    """The values times factors plus offsets, at its place if that is of the same dtype."""
+    target = normed if out is None or dtype != normed.dtype else out
+    if factors is None:
+        return normed if offsets is None else torch.add(normed, _by_token(offsets), out=target)
     if offsets is None:
-        found = torch.mul(normed, factors[:, None], out=out if same else normed)
-    else:
-        found = torch.addcmul(
-            offsets[:, None], normed, factors[:, None], out=out if same else normed
-        )
-    if not same:
-        out.copy_(found)
+        return torch.mul(normed, _by_token(factors), out=target)
+    return torch.addcmul(_by_token(offsets), normed, _by_token(factors), out=target)
+
+
+def _by_token(rows: Tensor) -> Tensor:
+    return rows if rows.ndim == 1 else rows[:, None]

@@ -1,10 +1,11 @@
 """Which samples are computed together: a few small ones, or one that fills the caches by itself.
 
 Between two operations of torch a run stays in the caches, so that memory is read once and written
-once, as it is by a kernel.
+once, as it is by a kernel. A run is a problem of its own, and what it writes is views.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -15,8 +16,10 @@ from ropewalk.kernels.adaptive_norm.problem import Problem
 from ropewalk.kernels.dtypes import statistics_dtype
 from ropewalk.kernels.packing import check_numbers
 
-ELEMENTS = 2**18
-"""Of a run: what lies between operations, some such runs in float32, fits the caches of a core."""
+ELEMENTS = 2**20
+"""Of a run of several samples: what lies between two operations fits the caches."""
+ALONE = 2**17
+"""Elements of a sample that is a run by itself: a layer norm does its modulation as well then."""
 
 
 class Run(NamedTuple):
@@ -26,9 +29,39 @@ class Run(NamedTuple):
     batch: slice
     tokens: slice
 
-    def of(self, x: Tensor) -> Tensor:
+    def stream(self, x: Tensor | None) -> Tensor | None:
         """Its part of (batch, tokens, …), a view."""
-        return x[self.batch, self.tokens]
+        return None if x is None else x[self.batch, self.tokens]
+
+    def rows(self, x: Tensor | None) -> Tensor | None:
+        """Its part of (samples, …), a view."""
+        return None if x is None else x[self.samples]
+
+    def part(self, p: Problem) -> Problem:
+        """Its samples as rows of a batch."""
+        return replace(
+            p,
+            x=p.x[self.batch, self.tokens],
+            branch=self.stream(p.branch),
+            gate=self.rows(p.gate),
+            shift=self.rows(p.shift),
+            scale=self.rows(p.scale),
+            cu_seqlens=None,
+        )
+
+
+def is_one_run(p: Problem, *, in_place: bool = False) -> bool:
+    """Whether all is computed together.
+
+    Args:
+        in_place: nothing lies between the operations but what they write in the end, unless they
+            compute in another dtype.
+    """
+    if p.cu_seqlens is not None:
+        return False
+    if in_place and p.x.dtype == statistics_dtype(p.x.dtype):
+        return True
+    return p.samples <= 1 or p.x.numel() <= ELEMENTS
 
 
 def runs(p: Problem) -> Iterator[Run]:
@@ -43,9 +76,8 @@ def runs(p: Problem) -> Iterator[Run]:
             if stop > start:
                 yield Run(slice(sample, sample + 1), slice(0, 1), slice(start, stop))
         return
-    if p.tokens == 0:
-        return
-    together = max(1, ELEMENTS // (p.tokens * p.dim))
+    size = p.tokens * p.dim
+    together = 1 if size >= ALONE else max(1, ELEMENTS // size)
     for start in range(0, p.samples, together):
         samples = slice(start, min(start + together, p.samples))
         yield Run(samples, samples, slice(None))
@@ -56,23 +88,24 @@ def wide(x: Tensor) -> Tensor:
     return x.to(statistics_dtype(x.dtype))
 
 
-def wide_rows(p: Problem, rows: Tensor | None, otherwise: float) -> Tensor:
-    """(samples, dim) in what is computed in, and where there are none a number in their place."""
-    if rows is not None:
-        return rows.to(statistics_dtype(p.x.dtype))
-    one = torch.full((1, 1), otherwise, dtype=statistics_dtype(p.x.dtype), device=p.x.device)
-    return one.expand(p.samples, p.dim)
+def factor(p: Problem) -> Tensor | None:
+    """The product weight · (1 + scale), what the normed values are multiplied by; none for 1.
 
-
-def factor(p: Problem) -> Tensor:
-    """(samples, dim) contiguous, what the normed values are multiplied by: weight · (1 + scale)."""
-    one_and_scale = wide_rows(p, p.scale, 0.0) + 1
+    (samples, dim), or (dim,) where all samples share it, in what is computed in.
+    """
+    dtype = statistics_dtype(p.x.dtype)
+    if p.scale is None:
+        return None if p.weight is None else p.weight.to(dtype)
+    one_and_scale = p.scale.to(dtype) + 1
     return one_and_scale if p.weight is None else one_and_scale.mul_(p.weight)
 
 
 def offset(p: Problem) -> Tensor | None:
-    """(samples, dim), what is added then: bias · (1 + scale) + shift; none for 0."""
+    """The sum bias · (1 + scale) + shift, what is added then; none for 0."""
+    dtype = statistics_dtype(p.x.dtype)
     if p.bias is None:
-        return None if p.shift is None else wide_rows(p, p.shift, 0.0)
-    offsets = (wide_rows(p, p.scale, 0.0) + 1).mul_(p.bias)
-    return offsets if p.shift is None else offsets.add_(p.shift)
+        return None if p.shift is None else p.shift.to(dtype)
+    bias = p.bias.to(dtype)
+    if p.scale is not None:
+        bias = torch.addcmul(bias, p.scale.to(dtype), bias)
+    return bias if p.shift is None else bias + p.shift
