@@ -1,0 +1,37 @@
+"""Diffusion: any schedule × process × parametrisation × guidance × solver, t = 0 data, t = 1 noise.
+
+schedule/           α and σ over time
+parametrisation.py  what a model's output means
+process/            how data is corrupted, and how to solve for the noise
+step.py             the universal step: solve for the noise, corrupt again, a little less
+predict.py          the model as a sampler sees it
+"""
+
+from ropewalk.blocks.diffusion.parametrisation import (
+    PARAMETRISATIONS,
+    Parametrisation,
+    convert,
+    gain,
+    parametrisation,
+)
+from ropewalk.blocks.diffusion.predict import Prediction, Predictor
+from ropewalk.blocks.diffusion.process import Gaussian, Process
+from ropewalk.blocks.diffusion.schedule import Cosine, RectifiedFlow, Schedule
+from ropewalk.blocks.diffusion.step import ancestral_rho, universal_step
+
+__all__ = [
+    "Cosine",
+    "Gaussian",
+    "PARAMETRISATIONS",
+    "Parametrisation",
+    "Prediction",
+    "Predictor",
+    "Process",
+    "RectifiedFlow",
+    "Schedule",
+    "ancestral_rho",
+    "convert",
+    "gain",
+    "parametrisation",
+    "universal_step",
+]
