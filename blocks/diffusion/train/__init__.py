@@ -1,8 +1,27 @@
 """Training denoisers: losses, times, weightings, the average of the weights.
 
-ema.py        EMA, the running average of a model's weights
+loss.py              denoising_loss
+times.py             which times are drawn
+weighting.py         how much each counts
+learned_variance.py  the bound of models that learn their variance
+ema.py               EMA, the running average of a model's weights
 """
 
 from ropewalk.blocks.diffusion.train.ema import EMA
+from ropewalk.blocks.diffusion.train.learned_variance import LearnedVariance
+from ropewalk.blocks.diffusion.train.loss import denoising_loss
+from ropewalk.blocks.diffusion.train.times import Knots, LogitNormal, LogSNRNormal, Times, Uniform
+from ropewalk.blocks.diffusion.train.weighting import MinSNR, Weighting
 
-__all__ = ["EMA"]
+__all__ = [
+    "EMA",
+    "Knots",
+    "LearnedVariance",
+    "LogSNRNormal",
+    "LogitNormal",
+    "MinSNR",
+    "Times",
+    "Uniform",
+    "Weighting",
+    "denoising_loss",
+]

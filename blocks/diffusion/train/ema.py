@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ropewalk.blocks.checks import require_number
 
@@ -86,7 +87,8 @@ class EMA:
         self._refuse_if_swapped("update")
         weights = _weights(self._model)
         latest = [weights[name].to(average.dtype) for name, average in self.shadow.items()]
-        torch._foreach_lerp_(list(self.shadow.values()), latest, 1 - self.next_decay)
+        average_all = get_ema_multi_avg_fn(self.next_decay)  # one fused update
+        average_all(tuple(self.shadow.values()), tuple(latest), self.updates)
         self.updates += 1
 
     @contextmanager
@@ -102,10 +104,12 @@ class EMA:
         own = [place.clone() for place in places]
         self._swapped = True
         try:
-            torch._foreach_copy_(places, list(self.shadow.values()))
+            for place, average in zip(places, self.shadow.values(), strict=True):
+                place.copy_(average)
             yield
         finally:
-            torch._foreach_copy_(places, own)
+            for place, weight in zip(places, own, strict=True):
+                place.copy_(weight)
             self._swapped = False
 
     @torch.no_grad()
@@ -117,7 +121,8 @@ class EMA:
         """
         weights = _weights(model)
         _check_same(self.shadow, weights, "EMA.copy_to: expected a model of the same form")
-        torch._foreach_copy_([weights[name] for name in self.shadow], list(self.shadow.values()))
+        for name, average in self.shadow.items():
+            weights[name].copy_(average)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: {"decay", "warm_up", "updates", "shadow": name → average}.
