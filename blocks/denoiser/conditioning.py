@@ -27,8 +27,11 @@ def sinusoid(
         frequency_shift: 0 as in DiT; 1 as in diffusers, where the last frequency is 1/10000.
     """
     half = width // 2
-    exponents = torch.arange(half, device=t.device, dtype=torch.float32) / (half - frequency_shift)
-    angles = t.to(torch.float32)[:, None] * torch.exp(-math.log(LONGEST) * exponents)
+    # In the order of products in which models were trained: at step 999 a last digit of a frequency
+    # is a part in 10⁴ of a turn.
+    exponents = -math.log(LONGEST) * torch.arange(half, device=t.device, dtype=torch.float32)
+    frequencies = torch.exp(exponents / (half - frequency_shift))
+    angles = t.to(torch.float32)[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 

@@ -29,6 +29,7 @@ from ropewalk.blocks.denoiser.options import NAME, Options, completed
 from ropewalk.blocks.denoiser.patches import axes_of, grid_of, patchify, unpatchify
 from ropewalk.blocks.denoiser.positions import absolute_positions
 from ropewalk.blocks.denoiser.resolution import AxisRule, axis_rules
+from ropewalk.blocks.heads import TiedEmbedding
 from ropewalk.blocks.rotary import FrequencyRule
 
 
@@ -192,11 +193,10 @@ class DiffusionTransformer(nn.Module):
         rows = []
         for x in arrays:
             batch = x if layout.cu_seqlens is None else x[None]
-            if self.vocabulary is None:
-                patches = patchify(batch, self.patch_size)
-                embedded = functional.linear(patches, self.embedding.weight, self.embedding.bias)
-            else:
-                embedded = self.embedding(batch.flatten(1))
+            whole = self.vocabulary is not None
+            embedded = self.embedding(
+                batch.flatten(1) if whole else patchify(batch, self.patch_size)
+            )
             if self.registers is not None:
                 first = self.registers.to(embedded.dtype).expand(len(embedded), -1, -1)
                 embedded = torch.cat([first, embedded], dim=1)
@@ -234,6 +234,7 @@ class DiffusionTransformer(nn.Module):
             own = h[:, start + registers : end]
             start = end
             if self.vocabulary is not None:
+                assert isinstance(self.embedding, TiedEmbedding)
                 logits = self.embedding.logits(own)[..., : self.vocabulary]
                 outputs.append(logits.unflatten(1, grid))
             else:

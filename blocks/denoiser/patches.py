@@ -22,6 +22,8 @@ def axes_of(value: int | Sequence[int], name: str, axes: int | None = None) -> S
         TypeError: something else than integers.
         ValueError: another number of axes, or a size below 1.
     """
+    if not isinstance(value, int | Sequence):
+        raise TypeError(f"{name}: expected integers, got {value!r}")
     given = (value,) * (axes or 2) if isinstance(value, int) else tuple(value)
     if any(isinstance(n, bool) or not isinstance(n, int) for n in given):
         raise TypeError(f"{name}: expected integers, got {value!r}")

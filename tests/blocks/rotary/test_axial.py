@@ -148,3 +148,25 @@ def test_bad_coordinates():
         grid_coordinates()
     with pytest.raises(TypeError, match="expected a frequency rule"):
         AxialRotary(8, frequency="yarn")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_rule_for_each_axis_is_that_rule_on_its_section():
+    rules = (NTKAware(4.0), YaRN(2.0, original_length=16))
+    both = AxialRotary(16, axes=2, frequency=rules)
+    coordinates = grid_coordinates(3, 5)
+    cos, sin = both(coordinates)
+    for axis, rule in enumerate(rules):
+        alone = AxialRotary(16, axes=2, frequency=rule)(coordinates)
+        own = slice(4 * axis, 4 * axis + 4)
+        torch.testing.assert_close(cos[:, own], alone[0][:, own])
+        torch.testing.assert_close(sin[:, own], alone[1][:, own])
+    assert AxialRotary(16, axes=2, frequency=(rules[0],) * 2).frequency == rules[0]
+
+
+def test_rules_for_axes_are_checked():
+    with pytest.raises(ValueError, match="expected one rule, or 2, one for each axis, got 3"):
+        AxialRotary(16, frequency=(NTKAware(2.0),) * 3)
+    with pytest.raises(ValueError, match="one rule for a spectrum that the axes share"):
+        AxialRotary(16, frequency=(NTKAware(2.0), NTKAware(3.0)), arrangement="alternating")
+    with pytest.raises(TypeError, match="expected a frequency rule, got 2"):
+        AxialRotary(16, frequency=(NTKAware(2.0), 2))
