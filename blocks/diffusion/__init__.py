@@ -16,12 +16,23 @@ from ropewalk.blocks.diffusion.parametrisation import (
 )
 from ropewalk.blocks.diffusion.predict import Prediction, Predictor
 from ropewalk.blocks.diffusion.process import Gaussian, Process
-from ropewalk.blocks.diffusion.schedule import Cosine, RectifiedFlow, Schedule
+from ropewalk.blocks.diffusion.schedule import (
+    Cosine,
+    Karras,
+    LinearBeta,
+    RectifiedFlow,
+    Schedule,
+    Shifted,
+    Sigmoid,
+    Tabulated,
+)
 from ropewalk.blocks.diffusion.step import ancestral_rho, universal_step
 
 __all__ = [
     "Cosine",
     "Gaussian",
+    "Karras",
+    "LinearBeta",
     "PARAMETRISATIONS",
     "Parametrisation",
     "Prediction",
@@ -29,6 +40,9 @@ __all__ = [
     "Process",
     "RectifiedFlow",
     "Schedule",
+    "Shifted",
+    "Sigmoid",
+    "Tabulated",
     "ancestral_rho",
     "convert",
     "gain",
