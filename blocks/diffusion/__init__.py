@@ -3,6 +3,7 @@
 schedule/           α and σ over time
 parametrisation.py  what a model's output means
 process/            how data is corrupted, and how to solve for the noise
+degradations.py     blur, pixelate, inpaint, fade: for the cold process
 step.py             the universal step: solve for the noise, corrupt again, a little less
 predict.py          the model as a sampler sees it
 """
@@ -12,10 +13,9 @@ from ropewalk.blocks.diffusion.parametrisation import (
     Parametrisation,
     convert,
     gain,
-    parametrisation,
 )
 from ropewalk.blocks.diffusion.predict import Prediction, Predictor
-from ropewalk.blocks.diffusion.process import Gaussian, Process
+from ropewalk.blocks.diffusion.process import Cold, Edit, Gaussian, Mask, PoissonFlow, Process
 from ropewalk.blocks.diffusion.schedule import (
     Cosine,
     Karras,
@@ -29,12 +29,16 @@ from ropewalk.blocks.diffusion.schedule import (
 from ropewalk.blocks.diffusion.step import ancestral_rho, universal_step
 
 __all__ = [
+    "Cold",
     "Cosine",
+    "Edit",
     "Gaussian",
     "Karras",
     "LinearBeta",
+    "Mask",
     "PARAMETRISATIONS",
     "Parametrisation",
+    "PoissonFlow",
     "Prediction",
     "Predictor",
     "Process",
@@ -46,6 +50,5 @@ __all__ = [
     "ancestral_rho",
     "convert",
     "gain",
-    "parametrisation",
     "universal_step",
 ]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ropewalk.blocks.diffusion.checks import Time, require_data
 from ropewalk.blocks.diffusion.parametrisation import Parametrisation, parametrisation
-from ropewalk.blocks.diffusion.process.process import Affine, check_rho, mix
+from ropewalk.blocks.diffusion.process.process import Affine, check_rho, mix, require_schedule
 from ropewalk.blocks.diffusion.schedule import Schedule
 
 
@@ -41,8 +41,7 @@ class Gaussian(Affine):
     parametrisation: str | Parametrisation = "v"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.schedule, Schedule):
-            raise TypeError(f"schedule: expected a Schedule, got {self.schedule!r}")
+        require_schedule(self.schedule)
         parametrisation(self.parametrisation)
 
     def fresh(

@@ -277,6 +277,16 @@ class Affine(Continuous):
         return sample_mean((output.to(alpha.dtype) - target).square())
 
 
+def require_schedule(schedule: object) -> None:
+    """Raises unless this is a schedule.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not isinstance(schedule, Schedule):
+        raise TypeError(f"schedule: expected a Schedule, such as Cosine(), got {schedule!r}")
+
+
 def sample_mean(errors: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
     """The mean over each sample's elements."""
     return errors.flatten(1).mean(1) if errors.ndim > 1 else errors
