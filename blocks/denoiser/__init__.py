@@ -6,6 +6,7 @@ checkpoints.py   from_dit, from_diffusers: weights of others
 options.py       what can be chosen, and what is refused
 parts.py         the parts, made from the options; their initialisation
 block.py         a block: two modulated halves, fused across their borders
+remaking.py      norms that are made again in the backward instead of being kept
 mixers.py        attention with n-dimensional RoPE; recurrences
 feed_forward.py  SwiGLU, GELU, Monarch
 modulation.py    adaLN: full, shared, low-rank

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ropewalk.blocks.denoiser.mixers import Places
+from ropewalk.blocks.denoiser.remaking import remade
 from ropewalk.kernels.adaptive_norm import adaptive_norm, gated_adaptive_norm
 
 NormKind = Literal["layer", "rms"]
@@ -32,29 +33,46 @@ class Stream(NamedTuple):
     gate: Float[Tensor, "batch dim"] | None
 
 
-def add_and_norm(
-    stream: Stream,
-    shift: Float[Tensor, "batch dim"],
-    scale: Float[Tensor, "batch dim"],
-    *,
-    norm: NormKind,
-    eps: float,
-    cu_seqlens: Tensor | None,
-) -> tuple[Float[Tensor, "batch tokens dim"], Float[Tensor, "batch tokens dim"]]:
-    """The stream with everything added, and its modulated norm."""
-    if stream.branch is None:
-        h = adaptive_norm(stream.x, shift, scale, norm=norm, eps=eps, cu_seqlens=cu_seqlens)
-        return stream.x, h
-    return gated_adaptive_norm(
-        stream.x,
-        stream.branch,
-        stream.gate,
-        shift,
-        scale,
-        norm=norm,
-        eps=eps,
-        cu_seqlens=cu_seqlens,
-    )
+class Norm(NamedTuple):
+    """A modulated norm without weights of its own.
+
+    Attributes:
+        kind: "layer" or "rms".
+        eps: its epsilon.
+        cu_seqlens: boundaries of packed arrays.
+    """
+
+    kind: NormKind
+    eps: float
+    cu_seqlens: Tensor | None
+
+    def __call__(
+        self,
+        x: Float[Tensor, "batch tokens dim"],
+        shift: Float[Tensor, "batch dim"],
+        scale: Float[Tensor, "batch dim"],
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """The norm of x, modulated."""
+        return adaptive_norm(
+            x, shift, scale, norm=self.kind, eps=self.eps, cu_seqlens=self.cu_seqlens
+        )
+
+    def added(
+        self, stream: Stream, shift: Float[Tensor, "batch dim"], scale: Float[Tensor, "batch dim"]
+    ) -> tuple[Float[Tensor, "batch tokens dim"], Float[Tensor, "batch tokens dim"]]:
+        """The stream with everything added to it, and its modulated norm, in one pass."""
+        if stream.branch is None:
+            return stream.x, self(stream.x, shift, scale)
+        return gated_adaptive_norm(
+            stream.x,
+            stream.branch,
+            stream.gate,
+            shift,
+            scale,
+            norm=self.kind,
+            eps=self.eps,
+            cu_seqlens=self.cu_seqlens,
+        )
 
 
 class Block(nn.Module):
@@ -88,19 +106,14 @@ class Block(nn.Module):
         """The stream after the block, its last branch not yet added."""
         vectors = self.modulation(condition).chunk(6, dim=-1)
         shift_mixer, scale_mixer, gate_mixer, shift, scale, gate = vectors
-        packed = places.cu_seqlens
-        x, h = add_and_norm(
-            stream, shift_mixer, scale_mixer, norm=self.norm, eps=self.eps[0], cu_seqlens=packed
-        )
-        x, h = add_and_norm(
-            Stream(x, self.mixer(h, places), gate_mixer),
-            shift,
-            scale,
-            norm=self.norm,
-            eps=self.eps[1],
-            cu_seqlens=packed,
-        )
-        return Stream(x, self.feed_forward(h), gate)
+        before, between = (Norm(self.norm, eps, places.cu_seqlens) for eps in self.eps)
+        x, h = before.added(stream, shift_mixer, scale_mixer)
+        with remade(h, before, x, shift_mixer, scale_mixer):
+            branch = self.mixer(h, places)
+        x, h = between.added(Stream(x, branch, gate_mixer), shift, scale)
+        with remade(h, between, x, shift, scale):
+            branch = self.feed_forward(h)
+        return Stream(x, branch, gate)
 
     def extra_repr(self) -> str:
         return f"norm={self.norm!r}"

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from ropewalk.blocks.checks import require_integer, require_positive
 from ropewalk.blocks.denoiser import parts
-from ropewalk.blocks.denoiser.block import Stream, add_and_norm
+from ropewalk.blocks.denoiser.block import Norm, Stream
 from ropewalk.blocks.denoiser.inputs import check_arrays, check_classes, check_times, steps_of
 from ropewalk.blocks.denoiser.layout import TokenLayout
 from ropewalk.blocks.denoiser.mixers import Places
@@ -177,14 +177,8 @@ class DiffusionTransformer(nn.Module):
                 condition = self.shared_modulation(condition)
             stream = block(stream, condition, places)
         shift, scale = self.final_modulation(conditions[0]).chunk(2, dim=-1)
-        _, h = add_and_norm(
-            stream,
-            shift,
-            scale,
-            norm=self.options["norm"],
-            eps=self.options["norm_eps"][0],
-            cu_seqlens=layout.cu_seqlens,
-        )
+        last = Norm(self.options["norm"], self.options["norm_eps"][0], layout.cu_seqlens)
+        _, h = last.added(stream, shift, scale)
         outputs = self._outputs(h, grids, count)
         return [own[0] for own in outputs] if packed else outputs[0]
 
