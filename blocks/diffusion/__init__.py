@@ -6,8 +6,18 @@ process/            how data is corrupted, and how to solve for the noise
 degradations.py     blur, pixelate, inpaint, fade: for the cold process
 step.py             the universal step: solve for the noise, corrupt again, a little less
 predict.py          the model as a sampler sees it
+guidance/           functions of its predictions that steer them
 """
 
+from ropewalk.blocks.diffusion.guidance import (
+    AutoGuidance,
+    Classifier,
+    ClassifierFree,
+    Compose,
+    Guidance,
+    Interval,
+    Similarity,
+)
 from ropewalk.blocks.diffusion.parametrisation import (
     PARAMETRISATIONS,
     Parametrisation,
@@ -29,10 +39,16 @@ from ropewalk.blocks.diffusion.schedule import (
 from ropewalk.blocks.diffusion.step import ancestral_rho, universal_step
 
 __all__ = [
+    "AutoGuidance",
+    "Classifier",
+    "ClassifierFree",
     "Cold",
+    "Compose",
     "Cosine",
     "Edit",
     "Gaussian",
+    "Guidance",
+    "Interval",
     "Karras",
     "LinearBeta",
     "Mask",
@@ -46,6 +62,7 @@ __all__ = [
     "Schedule",
     "Shifted",
     "Sigmoid",
+    "Similarity",
     "Tabulated",
     "ancestral_rho",
     "convert",
