@@ -19,7 +19,7 @@ From Python, with the names that the command line has as options:
     tasks/                perplexity, passkey, nbce: their samples and scores
     report/               tables, pictures, page
     ask/                  `ropewalk ask`: one answer from many files, with its sources
-    denoising/            `ropewalk denoise`: trains a diffusion transformer and measures its samples
+    denoising/            `ropewalk denoise`: trains a denoiser and measures its samples
     default_model/        the bundled models, their text and how they were made
 
 Nothing is imported here, so that the command line answers at once.

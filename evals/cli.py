@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from ropewalk.evals.ask.command import ask
+from ropewalk.evals.denoising.command import denoise
 from ropewalk.evals.errors import EvaluationError, InputError
 from ropewalk.evals.options import Threads, TrustRemoteCode, numbers, set_threads
 
@@ -177,6 +178,7 @@ def variants() -> None:
 
 
 app.command()(ask)
+app.command()(denoise)
 
 
 @app.command()

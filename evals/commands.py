@@ -23,6 +23,11 @@ def evaluate_and_report(request: Request) -> None:
 
 def report_run(folder: Path) -> None:
     """Prints the table and the conclusion of a run and draws its report."""
+    from ropewalk.evals.denoising.results import NAME
+
+    if (folder / NAME).exists():
+        report_denoiser(folder)
+        return
     from ropewalk.evals.report import (
         conclusion,
         terminal_settings,
@@ -36,6 +41,20 @@ def report_run(folder: Path) -> None:
     console.print(Columns(terminal_tables(summary), padding=(0, 4)))
     console.print(terminal_settings(summary))
     console.print(conclusion(summary), highlight=False, soft_wrap=True)
+    console.print(
+        "written: " + ", ".join(map(str, written)), style="dim", highlight=False, soft_wrap=True
+    )
+
+
+def report_denoiser(folder: Path) -> None:
+    """Prints the figures of a denoiser and draws its report."""
+    from ropewalk.evals.denoising.report import conclusion, terminal_table, title, write_report
+
+    content, written = write_report(folder)
+    console = _console()
+    console.print(title(content), style="bold", highlight=False)
+    console.print(terminal_table(content))
+    console.print(conclusion(content), highlight=False, soft_wrap=True)
     console.print(
         "written: " + ", ".join(map(str, written)), style="dim", highlight=False, soft_wrap=True
     )

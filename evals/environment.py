@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -11,10 +12,10 @@ import torch
 PACKAGES = ("ropewalk", "torch", "transformers", "safetensors", "numpy", "triton")
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that figures can depend on."""
+def versions(more: Sequence[str] = ()) -> dict[str, str]:
+    """Versions of Python, and of the packages that figures can depend on and `more` of them."""
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *more):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

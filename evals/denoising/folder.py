@@ -85,7 +85,8 @@ def _find(folder: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
     if direct and found:
         raise InputError(
             f"--data {str(folder)!r} holds images ({direct[0].name!r}) beside sub-folders of "
-            f"images ({next(iter(found))!r}): sub-folders are classes; put every image into one, or none"
+            f"images ({next(iter(found))!r}): sub-folders are classes; put every image into "
+            "one, or none"
         )
     if direct:
         return direct, [], ()

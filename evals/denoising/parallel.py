@@ -94,6 +94,11 @@ class Ranks:
             dist.barrier()
 
 
+def own_rank() -> int:
+    """This process's number, as torchrun says; 0 without it."""
+    return int(os.environ.get("RANK", "0"))
+
+
 @contextmanager
 def started(sharding: Sharding | None, device: torch.device) -> Iterator[Ranks]:
     """The ranks of this run: those that torchrun started, or this process alone.

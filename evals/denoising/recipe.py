@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 from ropewalk.evals.errors import InputError
 
@@ -10,7 +10,7 @@ PROCESSES = ("gaussian", "poisson-flow", "cold", "mask", "edit")
 DISCRETE = ("mask", "edit")
 SCHEDULES = ("rectified-flow", "cosine", "linear-beta", "sigmoid", "karras")
 PARAMETRISATIONS = ("flow", "v", "epsilon", "x0", "score", "edm")
-DEGRADATIONS = ("blur", "pixelate", "fade")
+DEGRADATIONS = ("blur", "pixelate", "inpaint", "fade")
 MIXERS = ("attention", "recurrent", "hybrid")
 FEED_FORWARDS = ("swiglu", "monarch", "gelu")
 ROTARY = ("axial", "absolute", "none")
@@ -28,6 +28,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "adaln": ADALN,
     "times": TIMES,
     "precision": PRECISIONS,
+}
+# Options that some processes have no use for.
+READ_BY = {
+    "parametrisation": ("gaussian", "poisson-flow"),
+    "degradation": ("cold",),
+    "dimension": ("poisson-flow",),
 }
 
 
@@ -48,7 +54,7 @@ class Recipe:
         process: how data becomes noise: `gaussian`, `poisson-flow`, `cold`, `mask` or `edit`.
         schedule: how fast.
         parametrisation: what the model predicts; read by gaussian and poisson-flow only.
-        degradation: of the process cold: `blur`, `pixelate` or `fade`.
+        degradation: of the process cold: `blur`, `pixelate`, `inpaint` or `fade`.
         dimension: D of the process poisson-flow.
         steps: optimiser steps.
         batch_size: pictures of a step, over all ranks.
@@ -88,6 +94,22 @@ class Recipe:
     times: str = "logit-normal"
     precision: str = "float32"
     seed: int = 0
+
+    @classmethod
+    def asked(cls, **options: Any) -> Self:
+        """A recipe from options, of which some may be None: not given.
+
+        Raises:
+            InputError: one was given that the process does not read.
+        """
+        process = options.get("process", cls.process)
+        for name, readers in READ_BY.items():
+            if options.get(name) is not None and process in PROCESSES and process not in readers:
+                raise InputError(
+                    f"--{_option(name)} is only read by --process {' or '.join(readers)}, not by "
+                    f"{process}; leave it out"
+                )
+        return cls(**{name: value for name, value in options.items() if value is not None})
 
     def check(self) -> None:
         """Checks every value by itself.

@@ -1,18 +1,16 @@
 """The page: one HTML file that holds everything, pictures included, and needs no network."""
 
-import json
-from base64 import b64encode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from html import escape
-from importlib.resources import files
 from math import isfinite
-from string import Template
 from typing import Any
 
 from ropewalk.evals.report.conclusion import conclusion
+from ropewalk.evals.report.html import details, document, picture, section, table
 from ropewalk.evals.report.many_contexts import READERS, ContextShares
 from ropewalk.evals.report.statistics import Estimate
 from ropewalk.evals.report.summary import Summary
+from ropewalk.evals.run_folder import NAME
 
 CAPTIONS = {
     "perplexity": "Loss in bits per byte. The scored text is the same at every length, so a "
@@ -33,26 +31,24 @@ def page(summary: Summary, pictures: Mapping[str, tuple[bytes, bytes]]) -> str:
     """
     sections = []
     if summary.losses:
-        sections.append(_section("Loss", _picture("perplexity", pictures) + _loss_tables(summary)))
+        sections.append(section("Loss", _picture("perplexity", pictures) + _loss_tables(summary)))
     if summary.retrieval:
         sections.append(
-            _section("Pass keys", _picture("passkey", pictures) + _retrieval_table(summary))
+            section("Pass keys", _picture("passkey", pictures) + _retrieval_table(summary))
         )
     if "nbce" in pictures and summary.contexts is not None:
         body = _picture("nbce", pictures) + _contexts_table(summary, summary.contexts)
-        sections.append(_section("Many contexts", body))
+        sections.append(section("Many contexts", body))
     sections += [
-        _section("Variants", _variants_table(summary)),
-        _section("Run", _run_details(summary)),
+        section("Variants", _variants_table(summary)),
+        section("Run", _run_details(summary)),
     ]
-    template = Template(
-        files("ropewalk.evals").joinpath("templates/report.html").read_text(encoding="utf-8")
-    )
-    return template.substitute(
-        title=escape(_title(summary)),
-        subtitle=escape(_subtitle(summary)),
-        conclusion=escape(conclusion(summary)),
-        sections="\n".join(sections),
+    return document(
+        title=_title(summary),
+        subtitle=_subtitle(summary),
+        conclusion=conclusion(summary),
+        sections=sections,
+        source=NAME,
     )
 
 
@@ -81,27 +77,8 @@ def _subtitle(summary: Summary) -> str:
     )
 
 
-def _section(title: str, body: str) -> str:
-    return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>"
-
-
 def _picture(task: str, pictures: Mapping[str, tuple[bytes, bytes]]) -> str:
-    light, dark = (f"data:image/png;base64,{b64encode(image).decode()}" for image in pictures[task])
-    return (
-        f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img alt="{escape(CAPTIONS[task])}" src="{light}"></picture>'
-        f"<figcaption>{escape(CAPTIONS[task])}</figcaption></figure>"
-    )
-
-
-def _table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table from cells that are HTML already, `<td …>` included."""
-    top = "".join(f"<th>{escape(name)}</th>" for name in head)
-    body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in rows)
-    return (
-        f'<div class="scroll"><table><caption>{escape(caption)}</caption>'
-        f"<thead><tr>{top}</tr></thead><tbody>\n{body}\n</tbody></table></div>"
-    )
+    return picture(*pictures[task], CAPTIONS[task])
 
 
 def _by_length(
@@ -123,7 +100,7 @@ def _by_length(
             cell = estimates.get((variant, length))
             cells.append("<td>–</td>" if cell is None else show(cell, cell.value == tops[length]))
         rows.append(cells)
-    return _table(caption, ["variant", *map(str, summary.lengths)], rows)
+    return table(caption, ["variant", *map(str, summary.lengths)], rows)
 
 
 def _loss_tables(summary: Summary) -> str:
@@ -203,7 +180,7 @@ def _contexts_table(summary: Summary, contexts: ContextShares) -> str:
             )
             cells.append(shown)
         rows.append(cells)
-    return _table(
+    return table(
         f"Share of pass keys found among so many contexts of {contexts.context_length} tokens, "
         f"over {_samples(task)}, with Wilson's 95 % "
         "interval. NBCE merges what the model says after each context alone; naive Bayes is its "
@@ -222,18 +199,13 @@ def _variants_table(summary: Summary) -> str:
         ]
         for variant in summary.variants
     ]
-    return _table("Every variant with all its parameters.", ["variant", "rules"], rows)
+    return table("Every variant with all its parameters.", ["variant", "rules"], rows)
 
 
 def _run_details(summary: Summary) -> str:
-    parts = []
-    for name, value in (
-        ("Configuration", summary.configuration),
-        ("Sessions, software and hardware", list(summary.sessions)),
-    ):
-        shown = escape(json.dumps(value, indent=2, ensure_ascii=False))
-        parts.append(f"<details><summary>{name}</summary><pre>{shown}</pre></details>")
-    return "\n".join(parts)
+    return details("Configuration", summary.configuration) + details(
+        "Sessions, software and hardware", list(summary.sessions)
+    )
 
 
 def _plus_minus(cell: Estimate) -> str:
