@@ -14,7 +14,7 @@ validation.py    what is refused, and in which words
 problem.py       what an implementation gets and gives
 op.py            the torch operators: schema, fake tensors, autograd
 eager.py         the same without an operator, for plain tensors, and gradients of gradients
-composite.py     the same in ordinary torch, for torch.func and forward differentiation
+composite.py     the same in ordinary torch: torch.func, forward differentiation, little work
 backend.py       which implementation computes
 reference/       the equations in torch, tile by tile on a CPU
 triton/          one launch each way on a GPU

@@ -2,7 +2,8 @@
 
 reference   torch's own kernels, tile by tile on a CPU (reference/)
 triton      one launch each way (triton/)
-auto        triton where it can run on a CUDA device, else reference
+auto        triton where it can run on a CUDA device, else reference, but on a CPU ordinary torch
+            for little work (composite.py)
 
 The products with the matrices are torch's in either case.
 """

@@ -8,7 +8,7 @@ from ropewalk.kernels.autocast import cast_inputs
 from ropewalk.kernels.backends import Backend, check_backend
 from ropewalk.kernels.gated_mlp import validation
 from ropewalk.kernels.gated_mlp.activation import Activation
-from ropewalk.kernels.gated_mlp.composite import composite_output
+from ropewalk.kernels.gated_mlp.composite import composite_output, is_small
 from ropewalk.kernels.gated_mlp.eager import eager_output
 from ropewalk.kernels.gated_mlp.op import gated_output_op
 from ropewalk.kernels.gated_mlp.problem import Form, by_rows
@@ -34,8 +34,9 @@ def gated_mlp(
     Kept for the backward: x and the projection. What the second matrix is multiplied by is
     computed again in the pass that makes the projection's gradient, so that a gated feed-forward of
     width 2·hidden keeps 2·hidden numbers a token where torch's keeps 4·hidden, and a plain one
-    hidden where torch's keeps 2·hidden. Between the products all is computed in float32 (float64
-    for float64) and rounded once.
+    hidden where torch's keeps 2·hidden. (On a CPU "auto" does so from a million numbers in the
+    projection on, below that it is plain torch.) Between the products kernels compute in float32
+    and round once; the reference is torch's own arithmetic.
 
     Differentiable as often as wanted, except under a compiler: once. Under `torch.func` (vmap,
     grad, jvp, …) and in forward differentiation it is computed in ordinary torch.
@@ -80,8 +81,12 @@ def gated_mlp(
             functional.linear(x, weight_in, bias_in), weight_out, bias_out, form
         )
     # The first product is torch's own: its gradients, and x, which it keeps, are no one else's.
-    rows = by_rows(functional.linear(x, weight_in, bias_in))
-    if is_plain(x, weight_in, weight_out, bias_in, bias_out):
+    projected = functional.linear(x, weight_in, bias_in)
+    plain = is_plain(x, weight_in, weight_out, bias_in, bias_out)
+    if plain and is_small(projected, backend):
+        return composite_output(projected, weight_out, bias_out, form)
+    rows = by_rows(projected)
+    if plain:
         y = eager_output(rows, weight_out, bias_out, form, backend)
     else:
         y = gated_output_op(rows, weight_out, bias_out, activation, gated, backend)

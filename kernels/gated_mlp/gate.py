@@ -6,7 +6,7 @@ from torch import Tensor
 from ropewalk.kernels.backends import Backend, check_backend
 from ropewalk.kernels.gated_mlp import validation
 from ropewalk.kernels.gated_mlp.activation import Activation
-from ropewalk.kernels.gated_mlp.composite import composite_activation
+from ropewalk.kernels.gated_mlp.composite import composite_activation, is_small
 from ropewalk.kernels.gated_mlp.eager import eager_activation
 from ropewalk.kernels.gated_mlp.op import gated_activation_op
 from ropewalk.kernels.gated_mlp.problem import Form, by_rows
@@ -22,8 +22,9 @@ def gated_activation(
     """act(gate) · up of the halves [gate, up] of a projection: SwiGLU with "silu".
 
     One read of the projection and one write of the result; the backward reads the projection and
-    the gradient and writes the projection's gradient. Computed in float32 (float64 for float64)
-    and rounded once. Kept for the backward: the projection.
+    the gradient and writes the projection's gradient. Kept for the backward: the projection (by
+    "auto" on a CPU from a million numbers on, below that it is plain torch). Kernels compute in
+    float32 and round once; the reference is torch's own arithmetic.
 
     Differentiable as often as wanted, except under a compiler: once. Under `torch.func` (vmap,
     grad, jvp, …) and in forward differentiation it is computed in ordinary torch.
@@ -55,8 +56,11 @@ def gated_activation(
     if is_transformed():
         check_transformable(backend)
         return composite_activation(projected, form)
+    plain = is_plain(projected)
+    if plain and is_small(projected, backend):
+        return composite_activation(projected, form)
     rows = by_rows(projected)
-    if is_plain(projected):
+    if plain:
         y = eager_activation(rows, form, backend)
     else:
         y = gated_activation_op(rows, activation, True, backend)

@@ -6,8 +6,7 @@ An implementation is a module with two functions:
     backward(projected, activated_grad, form, want_activated) -> (projected_grad, activated or none)
 
 `projected` is (rows, width), neighbours within a row lie together, rows at any distance; so is the
-gradient that comes. What is made is contiguous, in the dtype of `projected`; it is computed in
-float32 (float64 for float64) and rounded once.
+gradient that comes. What is made is contiguous, in the dtype of `projected`.
 """
 
 from typing import NamedTuple

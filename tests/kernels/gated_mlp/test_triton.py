@@ -29,6 +29,8 @@ def check(kernel_device, as_exact_as, activation_oracle):
         assert nothing is None
         torch.testing.assert_close(alone, found[1], rtol=0, atol=0)
         for peer, ours, truth in zip(peers, found, (value, exact, value), strict=True):
+            assert peer is not None
+            assert ours is not None
             assert ours.dtype == projected.dtype
             assert ours.is_contiguous()
             as_exact_as(peer, ours, truth.detach(), floor=floor)
@@ -67,6 +69,16 @@ def test_half_precision(check, dtype, kernel_device):
         )  # fmt: skip
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_activation_is_rounded_once(activation_oracle, dtype):
+    projected = torch.randn(50, 8, dtype=dtype, device="cuda")
+    found = triton.forward(projected, Form("silu", True))
+    exact = activation_oracle(projected, "silu", True)
+    half_a_digit = torch.finfo(dtype).eps / 2 * 1.001
+    assert ((found.double() - exact).abs() <= half_a_digit * exact.abs() + 4e-8).all()
+
+
 def test_no_rows(kernel_device):
     for gated in (True, False):
         form, width = Form("silu", gated), 3 * (1 + gated)
@@ -91,6 +103,7 @@ def test_far_values_are_finite_and_nan_stays(kernel_device, activation):
     projected = torch.cat((gate, torch.ones_like(gate)), 1)
     y = triton.forward(projected, form)
     grad, again = triton.backward(projected, torch.ones_like(gate), form, True)
+    assert again is not None
     for found in (y, again, grad[:, :6], grad[:, 6:]):
         assert found[:, :5].isfinite().all()
         assert found[0, 5].isnan()
