@@ -54,6 +54,7 @@ def is_one_run(p: Problem, *, in_place: bool = False) -> bool:
     """Whether all is computed together.
 
     Args:
+        p: all of it.
         in_place: nothing lies between the operations but what they write in the end, unless they
             compute in another dtype.
     """
