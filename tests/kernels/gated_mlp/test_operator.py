@@ -249,7 +249,7 @@ def test_transforms_and_forward_differentiation(make_case, gated):
     def function(x):
         return gated_mlp(x, *rest, gated=gated)
 
-    y, moved = torch.func.jvp(function, (x,), (tangent,))
+    y, moved, *_ = torch.func.jvp(function, (x,), (tangent,))
     torch.testing.assert_close(y, function(x))
     (back,) = torch.func.vjp(function, x)[1](torch.ones_like(y))
     torch.testing.assert_close((back * tangent).sum(), moved.sum())
@@ -259,7 +259,7 @@ def test_transforms_and_forward_differentiation(make_case, gated):
         found = torch.autograd.forward_ad.unpack_dual(function(dual))
     torch.testing.assert_close(found.tangent, moved)
     projected = torch.randn(3, 4, dtype=torch.float64)
-    _, moved = torch.func.jvp(gated_activation, (projected,), (projected,))
+    _, moved, *_ = torch.func.jvp(gated_activation, (projected,), (projected,))
     assert moved.abs().max() > 0
 
 
