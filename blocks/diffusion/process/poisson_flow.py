@@ -77,8 +77,8 @@ class PoissonFlow(Affine):
         part = check_rho(rho, noise)
         if isinstance(part, float) and part == 0:
             return noise
-        squared = noise.to(torch.float64).square().reshape(noise.shape[0], -1).sum(1)
         size = math.prod(noise.shape[1:])
+        squared = noise.to(torch.float64).square().reshape(noise.shape[0], size).sum(1)
         shape = torch.full_like(squared, (self.D + size) / 2)
         return mix(noise, self._draw(noise, shape, (self.D + squared) / 2, generator), part)
 

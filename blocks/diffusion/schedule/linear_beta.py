@@ -66,6 +66,6 @@ class LinearBeta(Schedule):
 
     def _time_at(self, log_snr: Times) -> Times:
         # −2·log α = log(1 + e^−λ) = ½t²(β_max − β_min) + tβ_min, by the root that never cancels.
-        exponent = softplus(-log_snr)
         slope = self.beta_max - self.beta_min
+        exponent = softplus(-log_snr).clamp(max=slope / 2 + self.beta_min)  # its value at t = 1
         return 2 * exponent / (self.beta_min + (self.beta_min**2 + 2 * slope * exponent).sqrt())

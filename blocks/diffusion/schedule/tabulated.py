@@ -104,7 +104,8 @@ class Tabulated(Schedule):
         table, position = self._table(name, t), t * self.steps
         below = self._interval(t)
         weight = position - below
-        return table[below] * (1 - weight) + table[below + 1] * weight
+        # `take`, because indexing with a 0-d tensor reads its value, which graphs cannot.
+        return table.take(below) * (1 - weight) + table.take(below + 1) * weight
 
     def _interval(self, t: Times) -> Tensor:
         """The index of the knot below, or of the one before at a knot."""
@@ -113,7 +114,7 @@ class Tabulated(Schedule):
     def _half_slope(self, t: Times) -> Times:
         """−½ dᾱ/dt, constant in each interval."""
         table, below = self._table("_variances", t), self._interval(t)
-        return 0.5 * self.steps * (table[below + 1] - table[below])
+        return 0.5 * self.steps * (table.take(below + 1) - table.take(below))
 
     def _alpha(self, t: Times) -> Times:
         return self._interpolate("_knots", t).sqrt()
@@ -132,7 +133,9 @@ class Tabulated(Schedule):
         variances, knots = self._table("_variances", log_snr), self._table("_knots", log_snr)
         variance, squared = (-log_snr).sigmoid(), log_snr.sigmoid()
         above = torch.searchsorted(variances, variance.contiguous()).clamp(1, self.steps)
-        by_variance = (variance - variances[above - 1]) / (variances[above] - variances[above - 1])
-        by_square = (knots[above - 1] - squared) / (knots[above - 1] - knots[above])
+        noisier, cleaner = variances.take(above), variances.take(above - 1)
+        by_variance = (variance - cleaner) / (noisier - cleaner)
+        noisier, cleaner = knots.take(above), knots.take(above - 1)
+        by_square = (cleaner - squared) / (cleaner - noisier)
         weight = torch.where(log_snr > 0, by_variance, by_square)
         return (above - 1 + weight) / self.steps
