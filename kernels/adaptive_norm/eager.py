@@ -41,7 +41,8 @@ class _AdaptiveNorm(torch.autograd.Function):
         residual, y, statistics = outputs(Problem(x, branch, gate, *rows, norm, eps), backend)
         # The branch is read for the gate's gradient alone.
         kept = branch if gate is not None and ctx.needs_input_grad[2] else None
-        seen = x if branch is None else residual
+        # Without a norm it does not matter to any gradient what was summed.
+        seen = None if norm is None else x if branch is None else residual
         ctx.save_for_backward(seen, kept, gate, *rows, *(statistics or (None, None)))
         ctx.constants = (norm, eps, backend)
         ctx.set_materialize_grads(False)
@@ -53,9 +54,9 @@ class _AdaptiveNorm(torch.autograd.Function):
         none = (None,) * 4
         if upstream.residual is None and upstream.y is None:
             return (*(None,) * 7, *none)
-        *tensors, mean, rstd = ctx.saved_tensors
+        seen, *tensors, mean, rstd = ctx.saved_tensors
         norm, eps, backend = ctx.constants
-        problem = Problem(*tensors, norm, eps)
+        problem = Problem(upstream.residual if seen is None else seen, *tensors, norm, eps)
         needs = Needs(*map(bool, ctx.needs_input_grad[:7]))
         if torch.is_grad_enabled():
             found = composite_gradients(problem, upstream, needs)

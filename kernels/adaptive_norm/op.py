@@ -20,10 +20,17 @@ from ropewalk.kernels.adaptive_norm.problem import (
 )
 from ropewalk.kernels.autocast import suspended
 from ropewalk.kernels.dtypes import statistics_dtype
+from ropewalk.kernels.packing import check_numbers
 
 
 def outputs(problem: Problem, backend: str) -> Outputs:
-    """What the implementation gives."""
+    """What the implementation gives.
+
+    Raises:
+        ValueError: bounds of packed samples that are none; a backend that cannot run.
+    """
+    if problem.cu_seqlens is not None:
+        check_numbers("cu_seqlens", problem.cu_seqlens, problem.tokens)
     with suspended(problem.x):
         return implementation(problem.x, backend).forward(problem)
 
@@ -144,7 +151,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     residual, y, mean, rstd = output
     # The branch is read for the gate's gradient alone.
     kept = branch if gate is not None and ctx.needs_input_grad[2] else None
-    ctx.save_for_backward(x if branch is None else residual, kept, gate, *rows, mean, rstd)
+    # Without a norm it does not matter to any gradient what was summed.
+    seen = None if norm is None else x if branch is None else residual
+    ctx.save_for_backward(seen, kept, gate, *rows, mean, rstd)
     ctx.constants = (norm, eps, backend)
     ctx.mark_non_differentiable(
         mean, rstd, *([residual] if branch is None else []), *([y] if norm is None else [])
@@ -159,10 +168,12 @@ def _backward(
     if residual_grad is None and y_grad is None:
         return (*(None,) * 7, *none)
     needs = Needs(*map(bool, ctx.needs_input_grad[:7]))
+    seen, branch, gate, *rest = ctx.saved_tensors
+    seen = residual_grad if seen is None else seen
     found = adaptive_norm_backward_op(
-        *ctx.saved_tensors, residual_grad, y_grad, list(needs), *ctx.constants
+        seen, branch, gate, *rest, residual_grad, y_grad, list(needs), *ctx.constants
     )
-    normed, gated = y_grad is not None, ctx.saved_tensors[2] is not None
+    normed, gated = y_grad is not None, gate is not None
     wanted = (
         *needs.made(gated, normed),
         needs.gate,

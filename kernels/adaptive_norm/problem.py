@@ -5,7 +5,8 @@ An implementation is a module with two functions:
     forward(problem) -> Outputs
     backward(problem, kept, upstream, needs) -> Gradients
 
-where `problem.x` of the backward is the residual that the norm saw, and not what it was made of.
+where `problem.x` of the backward is the residual that the norm saw, and not what it was made of;
+without a norm any tensor of its shape and dtype.
 """
 
 from dataclasses import dataclass
