@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ropewalk.blocks.checks import require_integer, require_number, require_positive
+from ropewalk.blocks.diffusion.predict import Predictor
 from ropewalk.blocks.diffusion.process import Process
 from ropewalk.blocks.diffusion.solvers import Solver
 
@@ -97,6 +98,18 @@ def check_condition(shape: Sequence[int], condition: Any) -> None:
             f"sample.condition: expected one for each of {shape[0]} samples, "
             f"got shape {tuple(condition.shape)}"
         )
+
+
+def check_guidance(guidance: Any, predictor: Predictor, condition: Any, process: Process) -> None:
+    """Lets a guidance say what it misses; functions without a `check` have none."""
+    check = getattr(guidance, "check", None)
+    if guidance is not None and not callable(guidance):
+        raise TypeError(
+            "guidance: expected None or a callable (predict, x_t, t, condition, process), got "
+            f"{guidance!r}"
+        )
+    if check is not None:
+        check(predictor, condition, process)
 
 
 def check_generator(generator: torch.Generator | None, device: torch.device) -> None:

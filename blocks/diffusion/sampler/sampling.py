@@ -26,12 +26,13 @@ from ropewalk.blocks.diffusion.sampler.calls import (
 from ropewalk.blocks.diffusion.sampler.checks import (
     check_condition,
     check_generator,
+    check_guidance,
     check_shape,
     checked_stochasticity,
     checked_temperature,
     checked_times,
 )
-from ropewalk.blocks.diffusion.solvers import Run, Solver, named
+from ropewalk.blocks.diffusion.solvers import Run, Solver, Span, named
 
 Callback = Callable[[int, Tensor, Tensor, Tensor], Tensor | bool | None]
 """callback(step, x, x0, t): None goes on, a tensor goes on from it, False stops."""
@@ -116,9 +117,7 @@ def sample(
         )
     check_shape(shape, start)
     check_condition(shape, condition)
-    prepare = getattr(guidance, "check", None)
-    if prepare is not None:
-        prepare(predictor, condition, process)
+    check_guidance(guidance, predictor, condition, process)
     run = Run(
         process,
         guided(predictor, guidance, condition),
@@ -127,13 +126,14 @@ def sample(
         generator,
     )
     bar = _bar(progress)
-    x = _begin(process, model, shape, start, generator, dtype, device)
+    x = first_state(process, model, shape, start, generator, dtype, device)
 
     memory: Any = None
     with not_training(model, guidance):
         for step in bar(range(len(knots) - 1)):
-            t, s = knots[step], knots[step + 1]
-            x, x0, memory = chosen.step(run, x, t, s, memory)
+            s = knots[step + 1]
+            span = Span(knots[step], s, lands=step + 2 == len(knots) and float(s) == 0)
+            x, x0, memory = chosen.step(run, x, span, memory)
             if callback is None:
                 continue
             answer = callback(step, x, x0, s)
@@ -144,7 +144,7 @@ def sample(
     return x
 
 
-def _begin(
+def first_state(
     process: Process,
     model: Model,
     shape: Sequence[int],
@@ -156,22 +156,16 @@ def _begin(
     """The state at the first time."""
     weight = weight_of(model)
     if start is not None:
-        device = start.device if device is None else device
-        x = start.to(device=device, dtype=None if process.discrete else dtype)
+        x = start.to(start.device if device is None else device, dtype or start.dtype)
         check_generator(generator, x.device)
         return x
-    if device is None and weight is not None:
-        device = weight.device
-    if dtype is None and weight is not None:
-        dtype = torch.promote_types(weight.dtype, torch.float32)
+    if weight is not None:
+        device = weight.device if device is None else device
+        if dtype is None and not process.discrete:
+            dtype = torch.promote_types(weight.dtype, torch.float32)
     device = torch.get_default_device() if device is None else torch.device(device)
     check_generator(generator, device)
-    return process.prior(
-        tuple(shape),
-        generator=generator,
-        device=device,
-        dtype=None if process.discrete else dtype,
-    )
+    return process.prior(tuple(shape), generator=generator, device=device, dtype=dtype)
 
 
 def _edited(answer: Float[Tensor, "batch ..."], x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ variance.py     the variance that a network learned
 from ropewalk.blocks.diffusion.solvers.dpmpp import DPMPlusPlus2M
 from ropewalk.blocks.diffusion.solvers.heun import Heun
 from ropewalk.blocks.diffusion.solvers.sde import SDE
-from ropewalk.blocks.diffusion.solvers.solver import Run, Solver, Stepped
+from ropewalk.blocks.diffusion.solvers.solver import Run, Solver, Span, Stepped
 from ropewalk.blocks.diffusion.solvers.universal import Ancestral, Euler, Renoise
 
 SOLVERS: dict[str, Solver] = {
@@ -47,6 +47,7 @@ __all__ = [
     "SDE",
     "SOLVERS",
     "Solver",
+    "Span",
     "Stepped",
     "named",
 ]

@@ -4,7 +4,7 @@
     x_s = (σ_s/σ_t)·x_t − α_s(e^(−h) − 1)·D
 
 which is the universal step at ρ = 0 with D for x̂₀. One prediction a step, second order. The first
-step and a step to s = 0, where h is infinite, take x̂₀ as it is.
+step and the step to the data, where h is infinite, take x̂₀ as it is.
 
 Source: Lu et al., arXiv 2211.01095, Algorithm 2.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from ropewalk.blocks.diffusion.checks import wide
-from ropewalk.blocks.diffusion.solvers.solver import AFFINE, Moment, Run, Solver, State, Stepped
+from ropewalk.blocks.diffusion.solvers.solver import AFFINE, Run, Solver, Span, State, Stepped
 
 
 class Previous(NamedTuple):
@@ -33,14 +33,14 @@ class DPMPlusPlus2M(Solver):
     stochasticity: ClassVar[float | None] = None
     order: ClassVar[int] = 2
 
-    def step(self, run: Run, x: State, t: Moment, s: Moment, memory: Any) -> Stepped:
-        x0, _ = run.data(x, t)
+    def step(self, run: Run, x: State, span: Span, memory: Any) -> Stepped:
+        x0, _ = run.data(x, span.t)
         schedule = run.process.schedule
-        length = float(schedule.log_snr(s) - schedule.log_snr(t)) / 2
+        length = float(schedule.log_snr(span.s) - schedule.log_snr(span.t)) / 2
         extrapolated = x0
-        if isinstance(memory, Previous) and s != 0 and math.isfinite(memory.length):
+        if isinstance(memory, Previous) and not span.lands and math.isfinite(memory.length):
             share = length / memory.length / 2
             latest, previous = x0.to(wide(x0)), memory.x0.to(wide(x0))
             extrapolated = latest + share * (latest - previous)
-        x_s = run.move(x, extrapolated, t, s, 0.0)
+        x_s = run.move(x, extrapolated, span, 0.0)
         return Stepped(x_s, x0, Previous(x0, length))

@@ -2,8 +2,8 @@
 
     y′ = y + (τ_s − τ_t)·slope(y, t)        y_s = y + ½(τ_s − τ_t)·(slope(y, t) + slope(y′, s))
 
-in one of the coordinates of `ropewalk.blocks.diffusion.solvers.coordinates`. A step to s = 0 is
-Euler's alone, as in EDM, since the slope has no value where there is no noise. Two predictions a
+in one of the coordinates of `ropewalk.blocks.diffusion.solvers.coordinates`. The step to the data
+is Euler's alone, as in EDM, since the slope has no value where there is no noise. Two predictions a
 step, second order.
 
 Stochasticity is EDM's churn: before a step the noise level r = σ/α grows to (1 + γ)r, by noise
@@ -30,7 +30,15 @@ from ropewalk.blocks.diffusion.solvers.coordinates import (
     place,
     suited,
 )
-from ropewalk.blocks.diffusion.solvers.solver import AFFINE, Moment, Run, Solver, State, Stepped
+from ropewalk.blocks.diffusion.solvers.solver import (
+    AFFINE,
+    Moment,
+    Run,
+    Solver,
+    Span,
+    State,
+    Stepped,
+)
 
 MOST_CHURN = math.sqrt(2) - 1
 
@@ -83,7 +91,8 @@ class Heun(Solver):
                 f"at the first time {float(times[0]):g}; take 'flow', 'angle' or None"
             )
 
-    def step(self, run: Run, x: State, t: Moment, s: Moment, memory: Any) -> Stepped:
+    def step(self, run: Run, x: State, span: Span, memory: Any) -> Stepped:
+        t, s, lands = span
         # Chosen once, at the first step: a run changes its coordinate at no point.
         coordinate = memory or self.coordinate or suited(run.process.schedule, t)
         dtype = x.dtype
@@ -91,8 +100,8 @@ class Heun(Solver):
         if run.stochasticity > 0:
             x, t = self._churned(run, x, t)
         x0, _ = run.data(x.to(dtype), t)
-        if s == 0:
-            return Stepped(run.move(x, x0.to(x), t, s, 0.0).to(dtype), x0, coordinate)
+        if lands:
+            return Stepped(x0, x0, coordinate)
         here, there = (
             place(coordinate, run.process.schedule.alpha(u), run.process.schedule.sigma(u))
             for u in (t, s)
@@ -109,13 +118,12 @@ class Heun(Solver):
         """The state with more noise, and the time at which there is so much."""
         schedule = run.process.schedule
         alpha = schedule.alpha(t)
-        level = schedule.sigma(t) / alpha
-        if not self.low <= float(level) <= self.high:
+        level, most = schedule.sigma(t) / alpha, schedule.sigma(1.0) / schedule.alpha(1.0)
+        if not self.low <= float(level) <= self.high or level >= most:
             return x, t
-        most = -schedule.log_snr(1.0) / 2
-        raised = torch.minimum(level.log() + math.log1p(MOST_CHURN * run.stochasticity), most)
-        later = schedule.time_at(-2 * raised)
-        added = self.noise_scale * (raised.exp().square() - level.square()).clamp(min=0).sqrt()
+        raised = torch.minimum(level * (1 + MOST_CHURN * run.stochasticity), most)
+        later = schedule.time_at(-2 * raised.log())
+        added = self.noise_scale * (raised.square() - level.square()).sqrt()
         y = x / alpha.to(x) + added.to(x) * run.normal(x)
         return schedule.alpha(later).to(x) * y, later
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ropewalk.blocks.diffusion.checks import wide
 from ropewalk.blocks.diffusion.process import Process
-from ropewalk.blocks.diffusion.solvers.solver import Moment, Run, Solver, State, Stepped
+from ropewalk.blocks.diffusion.solvers.solver import Moment, Run, Solver, Span, State, Stepped
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,14 @@ class SDE(Solver):
     order: ClassVar[int] = 1
     diffusion: Callable[[Tensor], Tensor] | None = None
 
-    def step(self, run: Run, x: State, t: Moment, s: Moment, memory: Any) -> Stepped:
+    def step(self, run: Run, x: State, span: Span, memory: Any) -> Stepped:
+        t, s, lands = span
         x0, _ = run.data(x, t)
-        if s == 0:
-            return Stepped(run.move(x, x0, t, s, 0.0), x0)
+        if lands:
+            return Stepped(x0, x0)
         squared = self._squared(run, t)
         if squared.isinf():
-            return Stepped(run.move(x, x0, t, s, 1.0), x0)
+            return Stepped(run.move(x, x0, span, 1.0), x0)
         schedule, dtype, duration = run.process.schedule, x.dtype, t - s
         x, predicted = x.to(wide(x)), x0.to(wide(x))
         noise = run.process.noise(x, predicted, t)

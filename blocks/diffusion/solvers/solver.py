@@ -27,6 +27,21 @@ AFFINE = frozenset({"gaussian", "poisson_flow"})
 EVERY = AFFINE | {"cold", "mask", "edit"}
 
 
+class Span(NamedTuple):
+    """The times of a step.
+
+    Attributes:
+        t: where it begins.
+        s: where it ends, below t.
+        lands: whether it is the last one and ends on the data, s = 0. Where a schedule keeps some
+            noise at t = 0 (Karras' σ_min), that is where it is taken away.
+    """
+
+    t: Moment
+    s: Moment
+    lands: bool
+
+
 @dataclass(frozen=True)
 class Run:
     """What all steps of one call of `sample` share.
@@ -57,14 +72,11 @@ class Run:
         """Standard normal numbers of x's shape."""
         return torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=self.generator)
 
-    def move(self, x: State, x0: State, t: Moment, s: Moment, rho: Moment | float) -> State:
-        """The universal step; it lands on x̂₀ itself where s = 0 is data.
-
-        Where a schedule keeps some noise at t = 0 (Karras' σ_min), the last step takes that away.
-        """
-        if s == 0 and isinstance(self.process, Affine):
+    def move(self, x: State, x0: State, span: Span, rho: Moment | float) -> State:
+        """The universal step; of affine processes it lands on x̂₀ itself."""
+        if span.lands and isinstance(self.process, Affine):
             return x0
-        return universal_step(self.process, x, x0, t, s, rho, generator=self.generator)
+        return universal_step(self.process, x, x0, span.t, span.s, rho, generator=self.generator)
 
 
 class Stepped(NamedTuple):
@@ -99,8 +111,8 @@ class Solver(ABC):
     order: ClassVar[int]
 
     @abstractmethod
-    def step(self, run: Run, x: State, t: Moment, s: Moment, memory: Any) -> Stepped:
-        """From x at t to s < t; memory is None at the first step."""
+    def step(self, run: Run, x: State, span: Span, memory: Any) -> Stepped:
+        """From x at span.t to span.s; memory is None at the first step."""
 
     def refuse(self, process: Process, times: Tensor, stochasticity: float) -> None:
         """Raises a ValueError if this solver is not defined for such a run; called before it."""
