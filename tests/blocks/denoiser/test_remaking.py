@@ -67,15 +67,15 @@ def test_gradients_are_the_same_bit_by_bit(make_denoiser, monkeypatch, kind, dty
 
 
 def test_two_tensors_a_block_less(make_denoiser, monkeypatch):
-    """14.7 units become 12.7, for DiT's own form; plain torch keeps 21.0."""
-    denoiser = make_denoiser(16, 2, 4, 192, 4, 4, **KINDS["dit"], learn_sigma=True)
-    arguments = (torch.randn(4, 4, 16, 16), torch.rand(4), torch.arange(4))
-    unit = 4 * 64 * 192 * 4 * denoiser.depth
+    """15.4 units become 13.4 with two blocks of DiT's own form, of which plain torch keeps 22."""
+    denoiser = make_denoiser(16, 2, 4, 192, 2, 4, **KINDS["dit"], learn_sigma=True)
+    arguments = (torch.randn(24, 4, 16, 16), torch.rand(24), torch.arange(24) % 10)
+    unit = 24 * 64 * 192 * 4 * denoiser.depth
     with kept_norms(monkeypatch):
         before = saved_by(denoiser, arguments, unit)
     after = saved_by(denoiser, arguments, unit)
     assert after == pytest.approx(before - 2, abs=0.01)
-    assert after < 12.8
+    assert after < 13.5
 
 
 def test_packed_sizes(make_denoiser, monkeypatch):
