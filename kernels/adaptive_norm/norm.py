@@ -122,6 +122,7 @@ def gated_adaptive_norm(
         TypeError: as `adaptive_norm`.
     """
     validation.check_norm(norm, eps)
+    validation.check_tensor("branch", branch)
     found = _chain(x, branch, gate, shift, scale, weight, bias, cu_seqlens, norm, eps, backend)
     return cast("tuple[Tensor, Tensor]", found)
 
@@ -135,6 +136,8 @@ def gated_residual(
     backend: Backend = "auto",
 ) -> Stream:
     """A gated sum, x + gate · branch: the end of a chain, where no norm follows.
+
+    For the backward the branch is kept where the gate's gradient needs it, and nothing else.
 
     Args:
         x: the residual stream; see `adaptive_norm`.
@@ -150,6 +153,7 @@ def gated_residual(
         ValueError: as `adaptive_norm`.
         TypeError: as `adaptive_norm`.
     """
+    validation.check_tensor("branch", branch)
     found, _ = _chain(x, branch, gate, None, None, None, None, cu_seqlens, None, 0.0, backend)
     return cast("Tensor", found)
 
@@ -168,6 +172,7 @@ def _chain(
     backend: str,
 ) -> tuple[Tensor | None, Tensor | None]:
     check_backend(backend)
+    validation.check_tensor("x", x)
     if branch is None:
         (x,) = cast_inputs(x)
     else:

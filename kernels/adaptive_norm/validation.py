@@ -11,13 +11,17 @@ from ropewalk.kernels.packing import count_sequences
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+def check_tensor(name: str, given: object) -> None:
+    """A tensor."""
+    if not isinstance(given, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(given).__name__}")
+
+
 def check_stream(x: Tensor, branch: Tensor | None) -> None:
-    """Kinds, dtypes, shapes and devices of what has a row for each token."""
+    """Dtypes, shapes and devices of what has a row for each token."""
     for name, tensor in (("x", x), ("branch", branch)):
-        if name == "branch" and tensor is None:
+        if tensor is None:
             continue
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
         if tensor.dtype not in FLOATS:
             raise TypeError(
                 f"{name}: expected float32, bfloat16, float16 or float64, got {tensor.dtype}; "
@@ -70,8 +74,7 @@ def check_affine(x: Tensor, **given: Tensor | None) -> None:
 
 
 def _check_alike(name: str, tensor: Tensor, x: Tensor) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    check_tensor(name, tensor)
     if tensor.dtype not in (x.dtype, torch.float32):
         raise ValueError(
             f"{name}: expected {x.dtype} as x is, or torch.float32, got {tensor.dtype}; use "
