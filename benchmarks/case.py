@@ -6,7 +6,7 @@ and the workload builds each peer's call, so that a machine holds one case's ten
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 Call = Callable[[], object]
 Kind = Literal["time", "memory"]
@@ -61,6 +61,15 @@ class Workload(Protocol):
 
     def check(self, peer: str) -> Check:
         """The peer's result against the oracle's, on fresh inputs of the same sizes."""
+        ...
+
+
+@runtime_checkable
+class MoreFigures(Protocol):
+    """A workload that knows more of a peer than its time."""
+
+    def figures(self, peer: str) -> dict[str, float]:
+        """Figures for the result, by name; asked before anything is timed."""
         ...
 
 

@@ -12,7 +12,9 @@ import torch
 
 from benchmarks import ROOT
 
-PACKAGES = ("torch", "triton", "flash-attn", "numpy", "einops", "jaxtyping", "transformers")
+PACKAGES = (
+    *("torch", "triton", "flash-attn", "numpy", "einops", "jaxtyping", "transformers", "diffusers"),
+)
 THREAD_VARIABLES = ("OMP_", "GOMP_", "KMP_", "MKL_")
 
 

@@ -87,6 +87,16 @@ def peak_mib(results: Results, case: str, peer: str) -> float:
     return float(_figure(results, case, peer, "peak_mib"))
 
 
+def saved_mib(results: Results, case: str, peer: str) -> float:
+    """What autograd keeps between the forward and the backward of a peer."""
+    return float(_figure(results, case, peer, "saved_mib"))
+
+
+def tflop_s(results: Results, case: str, peer: str) -> float:
+    """The counted operations that a peer did in a second, 10¹²."""
+    return float(_figure(results, case, peer, "tflop_s"))
+
+
 def of_copy(results: Results, case: str, peer: str) -> float:
     """The share of the copy bandwidth that a peer reached in a case."""
     return float(_figure(results, case, peer, "of_copy"))

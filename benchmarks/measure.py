@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks import memory
-from benchmarks.case import Call, Case, Unavailable, Workload
+from benchmarks.case import Call, Case, MoreFigures, Unavailable, Workload
 from benchmarks.roofline import Ceilings, floor_ms, rates
 from benchmarks.timing import interleaved
 
@@ -82,6 +82,8 @@ def _prepare(workload: Workload, peer: str, device: str, calls: dict[str, Call])
     figures: dict[str, Any] = {"check": workload.check(peer)._asdict()}
     if device == "cuda":
         figures["peak_mib"] = round(memory.peak_on_gpu(call), 1)
+    if isinstance(workload, MoreFigures):
+        figures |= workload.figures(peer)
     calls[peer] = call
     return figures
 

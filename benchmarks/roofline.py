@@ -17,11 +17,15 @@ that does not keep them must, is no part of the least work: such a loss reaches 
 """
 
 import time
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from benchmarks.case import Call, Work
+
+if TYPE_CHECKING:
+    from benchmarks.denoiser import ModelShape
+    from benchmarks.denoiser_ops import OpShape
 
 BACKWARD_OVER_FORWARD = 2.5
 
@@ -169,6 +173,49 @@ def recurrence_work(
         not_again = 0 if projected else steps * channels * (per_step - again)
         numbers += 2 * read - not_again + 2 * states
     return Work(product * (3 if backward else 1), numbers * itemsize)
+
+
+def denoiser_op_work(shape: "OpShape") -> Work:
+    """Work of an op between a denoiser's products: each tensor is read once and written once.
+
+    In tensors of batch × tokens × dim, forward and then backward; (batch, dim) vectors count too.
+
+        adaptive-norm         x → y                      x, ∂y → ∂x
+        gated-adaptive-norm   x, branch → r, y           r, branch, ∂r, ∂y → ∂x, ∂branch
+        gated-activation      g, u → a                   g, u, ∂a → ∂g, ∂u
+        qk-norm-rotary        q, k → q', k'              q, k, ∂q', ∂k' → ∂q, ∂k
+    """
+    forward, backward, vectors = {
+        "adaptive-norm": (2, 3, 2),
+        "gated-adaptive-norm": (4, 6, 3),
+        "gated-activation": (3, 5, 0),
+        "qk-norm-rotary": (4, 6, 0),
+    }[shape.kind]
+    numbers = forward * shape.numbers + vectors * shape.batch * shape.dim
+    table = 4.0 * shape.tokens * shape.dim // shape.heads if shape.kind == "qk-norm-rotary" else 0.0
+    if shape.backward:
+        numbers += backward * shape.numbers + 2 * vectors * shape.batch * shape.dim
+        table *= 2
+    return Work(0.0, float(numbers * shape.dtype.itemsize) + table)
+
+
+def denoiser_work(shape: "ModelShape") -> Work:
+    """Work of a whole denoiser, of which every matrix product is counted and nothing else.
+
+    Two operations for a multiplication and an addition; a block has 4·dim² + 2·dim·hidden of them a
+    token in its linear layers, 2·tokens·dim in its attention, all to all, and 6·dim² an image for
+    its modulation. Backward twice as much again: what a peer computes a second time, as attention
+    does with its scores, is not counted. Bytes are the parameters read once, and their gradients
+    written once.
+    """
+    s, outputs = shape, 2 * shape.channels * shape.patch**2
+    block = s.tokens * (4 * s.dim**2 + 2 * s.dim * s.hidden + 2 * s.tokens * s.dim) + 6 * s.dim**2
+    ends = s.tokens * s.dim * (s.channels * s.patch**2 + outputs)
+    condition = 2 * s.dim**2 + (256 + s.dim) * s.dim
+    products = s.batch * (s.depth * block + ends + condition)
+    weights = s.depth * (10 * s.dim**2 + 2 * s.dim * s.hidden)
+    passes = 3 if s.backward else 1
+    return Work(2.0 * products * passes, float(weights * s.dtype.itemsize * passes))
 
 
 def ceilings(device: str, dtype: torch.dtype, *, quick: bool = False) -> Ceilings:

@@ -18,6 +18,7 @@ SUITES = {
     "nbce": "benchmarks.suites.nbce",
     "monarch": "benchmarks.suites.monarch",
     "recurrent": "benchmarks.suites.recurrent",
+    "denoiser": "benchmarks.suites.denoiser",
     "evaluation": "benchmarks.suites.evaluation",
 }
 
