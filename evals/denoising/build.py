@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ropewalk.evals.denoising.data import ImageData
+from ropewalk.evals.denoising.data import Form, ImageData
 from ropewalk.evals.denoising.recipe import DISCRETE, Recipe
 from ropewalk.evals.errors import InputError, one_line
 
@@ -36,12 +36,11 @@ def check_against(recipe: Recipe, data: ImageData) -> None:
             f"--batch-size {recipe.batch_size} is more than the {len(data.split[0])} images that "
             "are trained on"
         )
-    new_model(recipe, data, device="meta")
-    new_process(recipe, data)
+    new_model(recipe, data.form, device="meta")
 
 
 def new_model(
-    recipe: Recipe, data: ImageData, *, device: torch.device | str = "cpu"
+    recipe: Recipe, form: Form, *, device: torch.device | str = "cpu"
 ) -> "DiffusionTransformer":
     """The model with its first weights, which the seed decides, whatever the device.
 
@@ -51,7 +50,7 @@ def new_model(
     from ropewalk.blocks.denoiser import DiffusionTransformer
 
     discrete = recipe.process in DISCRETE
-    channels, height, width = data.shape
+    channels, height, width = form.shape
     meta = torch.device(device).type == "meta"
     try:
         with torch.random.fork_rng(devices=[]):
@@ -63,14 +62,14 @@ def new_model(
                 recipe.dim,
                 recipe.depth,
                 recipe.heads,
-                vocabulary=data.levels if discrete else None,
+                vocabulary=form.levels if discrete else None,
                 mixer=recipe.mixer,  # pyright: ignore[reportArgumentType]
                 feed_forward=recipe.feed_forward,  # pyright: ignore[reportArgumentType]
                 rotary=recipe.rotary,  # pyright: ignore[reportArgumentType]
                 adaln=recipe.adaln,  # pyright: ignore[reportArgumentType]
                 qk_norm=True,
                 registers=recipe.registers,
-                num_classes=len(data.classes),
+                num_classes=form.classes,
                 device="meta" if meta else None,
             )
     except (ValueError, TypeError) as error:
@@ -78,8 +77,8 @@ def new_model(
     return model if meta else model.to(device)
 
 
-def new_process(recipe: Recipe, data: ImageData) -> "Process":
-    """How this recipe's data becomes noise."""
+def new_process(recipe: Recipe, levels: int) -> "Process":
+    """How pictures of so many levels become noise; a cold one has nothing to start from yet."""
     from ropewalk.blocks import diffusion
 
     schedule = _schedule(recipe.schedule)
@@ -89,13 +88,21 @@ def new_process(recipe: Recipe, data: ImageData) -> "Process":
         case "poisson-flow":
             return diffusion.PoissonFlow(recipe.dimension, schedule, recipe.parametrisation)
         case "mask":
-            return diffusion.Mask(data.levels, schedule)
+            return diffusion.Mask(levels, schedule)
         case "edit":
-            return diffusion.Edit(data.levels, schedule)
+            return diffusion.Edit(levels, schedule)
         case _:
-            # Samples start from trained pictures, degraded all the way.
-            start = data.continuous(data.split[0])
-            return diffusion.Cold(recipe.degradation, schedule).fit(start)
+            return diffusion.Cold(recipe.degradation, schedule)
+
+
+def process_for(recipe: Recipe, data: ImageData) -> "Process":
+    """The process; samples of a cold one start from trained pictures, degraded all the way."""
+    from ropewalk.blocks.diffusion import Cold
+
+    process = new_process(recipe, data.levels)
+    if isinstance(process, Cold):
+        return process.fit(data.continuous(data.split[0]))
+    return process
 
 
 def _schedule(name: str) -> "Schedule":

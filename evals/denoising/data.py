@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,20 @@ MISSING = (
     "`ropewalk denoise` needs scikit-learn and Pillow; install them with "
     "`pip install 'ropewalk[diffusion]'`"
 )
+
+
+class Form(NamedTuple):
+    """What a model and its process must know of pictures.
+
+    Attributes:
+        shape: (channels, height, width).
+        levels: of each pixel.
+        classes: how many there are; 0 for none.
+    """
+
+    shape: tuple[int, int, int]
+    levels: int
+    classes: int
 
 
 @dataclass(frozen=True)
@@ -58,6 +72,11 @@ class ImageData:
         """(channels, height, width)."""
         channels, height, width = self.images.shape[1:]
         return channels, height, width
+
+    @property
+    def form(self) -> Form:
+        """What a model must know."""
+        return Form(self.shape, self.levels, len(self.classes))
 
     def continuous(self, indices: Tensor) -> Float[Tensor, "chosen channels height width"]:
         """Chosen pictures as float32 in [−1, 1]."""

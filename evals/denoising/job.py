@@ -15,10 +15,10 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from ropewalk.evals.denoising import checkpoint, results
-from ropewalk.evals.denoising.build import check_against, new_model, new_process, parameters_of
+from ropewalk.evals.denoising.build import check_against, new_model, parameters_of, process_for
 from ropewalk.evals.denoising.data import DIGITS, ImageData
 from ropewalk.evals.denoising.metrics import measure, passes_gate
-from ropewalk.evals.denoising.parallel import Ranks, own_rank, started
+from ropewalk.evals.denoising.parallel import Ranks, check_ranks, own_rank, started
 from ropewalk.evals.denoising.progress import StepProgress
 from ropewalk.evals.denoising.recipe import Recipe
 from ropewalk.evals.denoising.request import DenoiseRequest
@@ -51,6 +51,7 @@ def denoise(request: DenoiseRequest, console: Console | None = None) -> dict[str
     request.check(writes=is_main)
     data = request.read_data()
     recipe = request.recipe
+    check_ranks(request.sharding, recipe.batch_size)
     check_against(recipe, data)
     sampling = request.sampling.settled(recipe, data)
     device = choose_device(request.device)
@@ -109,7 +110,7 @@ def _measure(
         return content
     recipe = request.recipe
     model = trained.model.to(device)
-    process = new_process(recipe, data)
+    process = process_for(recipe, data)
     count = sampling.samples or len(data.split[0])
     labels = wanted_classes(data, count)
     with StepProgress(console, "sampling", count) as progress:
@@ -153,7 +154,7 @@ def _mean_loss(
     model: nn.Module, recipe: Recipe, data: ImageData, part: Tensor, device: torch.device
 ) -> float:
     """Loss of the averaged weights on some pictures, classes withheld as in training."""
-    process = new_process(recipe, data)
+    process = process_for(recipe, data)
     batches = Batches(recipe, data, process, part=part, stream=LOSS_STREAM)
     drawn = (on_device(batches(number), device) for number in range(LOSS_BATCHES))
     return fmean(losses_of(model, process, batch).mean().item() for batch in drawn)
@@ -162,8 +163,8 @@ def _mean_loss(
 def _try_sampling(recipe: Recipe, sampling: Sampling, data: ImageData) -> None:
     """Draws two samples with first weights, so that a refusal comes before work."""
     draw(
-        new_model(recipe, data).eval(),
-        new_process(recipe, data),
+        new_model(recipe, data.form).eval(),
+        process_for(recipe, data),
         recipe,
         sampling,
         data,

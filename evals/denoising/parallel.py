@@ -64,16 +64,7 @@ class Ranks:
         return model
 
     def part(self, count: int) -> slice:
-        """This rank's part of a batch.
-
-        Raises:
-            InputError: the ranks do not divide it.
-        """
-        if count % self.count:
-            raise InputError(
-                f"--batch-size {count} is no multiple of the {self.count} processes; try "
-                f"{max(1, round(count / self.count)) * self.count}"
-            )
+        """This rank's part of a batch of so many, which the ranks must divide."""
         each = count // self.count
         return slice(self.rank * each, (self.rank + 1) * each)
 
@@ -99,6 +90,30 @@ def own_rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def world_size() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def check_ranks(sharding: Sharding | None, batch_size: int) -> None:
+    """Checks that the processes there are can do what is asked for.
+
+    Raises:
+        InputError: sharding without several processes, or a batch that they do not divide.
+    """
+    count = world_size()
+    if count == 1 and sharding is not None:
+        raise InputError(
+            f"--sharding {sharding} needs several processes: "
+            "torchrun --nproc-per-node N --no-python ropewalk denoise …"
+        )
+    if batch_size % count:
+        raise InputError(
+            f"--batch-size {batch_size} is no multiple of the {count} processes; try "
+            f"{max(1, round(batch_size / count)) * count}"
+        )
+
+
 @contextmanager
 def started(sharding: Sharding | None, device: torch.device) -> Iterator[Ranks]:
     """The ranks of this run: those that torchrun started, or this process alone.
@@ -106,17 +121,9 @@ def started(sharding: Sharding | None, device: torch.device) -> Iterator[Ranks]:
     Args:
         sharding: how ranks share the work, "ddp" if None.
         device: of a single process; of several on cuda each takes its own.
-
-    Raises:
-        InputError: sharding is asked for and there is one process.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    count = world_size()
     if count == 1:
-        if sharding is not None:
-            raise InputError(
-                f"--sharding {sharding} needs several processes: "
-                "torchrun --nproc-per-node N --no-python ropewalk denoise …"
-            )
         yield Ranks(0, 1, device)
         return
     import torch.distributed as dist

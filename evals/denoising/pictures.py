@@ -18,8 +18,11 @@ MOST_ROWS = 20
 ROWS = 8
 # Space between pictures, as a share of one.
 GAP = 0.12
+# Size of a picture on the page, and the pixels that it is magnified to at most.
+INCHES = 0.69
+MOST_PIXELS = 96
 PAIRS = 10
-# Largest differences between neighbours that look alike; of values in 0 … 255.
+# Bytes are [−1, 1] times this, moved up.
 HALF = 127.5
 
 
@@ -97,35 +100,44 @@ def _grid(
 ) -> bytes:
     """Rows of pictures with their names on the left."""
     columns = max(len(row) for row in rows)
-    cell = 0.62
-    width = max(4.0, cell * columns * (1.0 + GAP) + 1.2)
+    mosaic, cell = _mosaic(rows, columns, chosen)
+    height, width = mosaic.shape[:2]
+    across = max(4.0, INCHES * width / cell + 1.2)
     figure = Figure(
-        figsize=(width, cell * len(rows) * (1.0 + GAP) + 0.75),
+        figsize=(across, INCHES * height / cell + 0.75),
+        dpi=150,
         facecolor=chosen.background,
         layout="constrained",
     )
     axes = figure.subplots()
-    axes.set_facecolor(chosen.background)
-    grey = rows[0].shape[1] == 1
-    for top, row in enumerate(rows):
-        for left, picture in enumerate(row):
-            pixels = picture.permute(1, 2, 0).numpy()
-            axes.imshow(
-                pixels[..., 0] if grey else pixels,
-                cmap="gray",
-                vmin=0,
-                vmax=255,
-                interpolation="nearest" if pixels.shape[0] <= 64 else "antialiased",
-                extent=(left, left + 1.0 - GAP, top + 1.0 - GAP, top),
-            )
-    axes.set_xlim(-0.05, columns - GAP + 0.05)
-    axes.set_ylim(len(rows) - GAP + 0.05, -0.05)
-    axes.set_aspect("equal")
-    middle = 0.5 * (1.0 - GAP)
-    axes.set_yticks([row + middle for row in range(len(names))], names)
-    axes.set_xticks([column + middle for column in range(len(below))], below)
+    axes.imshow(mosaic, interpolation="nearest" if cell <= MOST_PIXELS else "antialiased")
+    middle = 0.5 * cell * (1.0 - GAP)
+    axes.set_yticks([row * cell + middle for row in range(len(names))], names)
+    axes.set_xticks([column * cell + middle for column in range(len(below))], below)
     axes.tick_params(length=0, colors=chosen.text, labelsize=10)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    axes.set_title(title, color=chosen.text, fontsize=11, loc="left")
+    axes.set_title(title, color=chosen.text, fontsize=11, loc="left", pad=8)
     return png(figure)
+
+
+def _mosaic(
+    rows: Sequence[UInt8[Tensor, "columns channels height width"]], columns: int, chosen: Theme
+) -> tuple[UInt8[np.ndarray, "height width 3"], int]:
+    """All pictures in one, and how many pixels lie between the corners of neighbours."""
+    height, width = rows[0].shape[2:]
+    # Small pictures are magnified so that the gap between them is a whole number of pixels.
+    zoom = max(1, MOST_PIXELS // max(height, width))
+    gap = max(1, round(GAP * zoom * max(height, width)))
+    cell = zoom * max(height, width) + gap
+    background = tuple(int(chosen.background[at : at + 2], 16) for at in (1, 3, 5))
+    mosaic = np.full((len(rows) * cell - gap, columns * cell - gap, 3), background, np.uint8)
+    for top, row in enumerate(rows):
+        for left, picture in enumerate(row.permute(0, 2, 3, 1).numpy()):
+            pixels = picture.repeat(zoom, 0).repeat(zoom, 1)
+            corner = top * cell, left * cell
+            # A grey picture's one channel fills all three.
+            mosaic[corner[0] : corner[0] + zoom * height, corner[1] : corner[1] + zoom * width] = (
+                pixels
+            )
+    return mosaic, cell

@@ -151,7 +151,7 @@ def draw(
     for start in range(0, count, BATCH):
         stop = min(start + BATCH, count)
         condition = None if labels is None else labels[start:stop].to(device)
-        generator = seeded(recipe.seed, STREAM, start)
+        generator = seeded(recipe.seed, STREAM, start, device=device)
         try:
             part = sample(
                 model,

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map
 from ropewalk.blocks.diffusion import Process
 from ropewalk.blocks.diffusion.train import EMA, LogitNormal, Uniform
 from ropewalk.evals.denoising import checkpoint
-from ropewalk.evals.denoising.build import clean, new_model, new_process
+from ropewalk.evals.denoising.build import clean, new_model, process_for
 from ropewalk.evals.denoising.checkpoint import State
 from ropewalk.evals.denoising.data import ImageData
 from ropewalk.evals.denoising.parallel import Ranks, whole
@@ -127,13 +127,13 @@ class Batches:
 
 def on_device(drawn: Drawn, device: torch.device, part: slice = slice(None)) -> Drawn:
     """A part of a batch on a device."""
-    return tree_map(lambda x: x[part].to(device), drawn)
+    return tree_map(lambda x: None if x is None else x[part].to(device), drawn)
 
 
-def seeded(seed: int, *stream: int) -> torch.Generator:
+def seeded(seed: int, *stream: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator for one purpose, whose numbers are unlike any other's."""
     entropy = np.random.SeedSequence((seed, *stream)).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(entropy[0]) >> 1)
+    return torch.Generator(device).manual_seed(int(entropy[0]) >> 1)
 
 
 def losses_of(
@@ -171,12 +171,11 @@ def train(
         on_step: called with the number of steps done and the last one's loss.
 
     Raises:
-        InputError: the ranks do not divide the batch, or the checkpoint is damaged or of another
-            shape.
+        InputError: the checkpoint is damaged or of another shape.
     """
     part = ranks.part(recipe.batch_size)
-    process = new_process(recipe, data)
-    model = new_model(recipe, data, device=ranks.device)
+    process = process_for(recipe, data)
+    model = new_model(recipe, data.form, device=ranks.device)
     forward = ranks.wrap(model, model.blocks)
     optimiser = torch.optim.AdamW(
         model.parameters(),
@@ -227,7 +226,7 @@ def precision(recipe: Recipe, device: torch.device) -> AbstractContextManager[An
 
 def _averaged(recipe: Recipe, data: ImageData, ema: EMA) -> nn.Module:
     """A whole model with the averaged weights."""
-    model = new_model(recipe, data)
+    model = new_model(recipe, data.form)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, value in ema.state_dict()["shadow"].items():
