@@ -114,16 +114,17 @@ class ModelWorkload:
         sizes = (s.side, s.patch, s.channels, s.dim, s.depth, s.heads, s.classes)
         with torch.device(s.device):
             model = DiT(*sizes)
-        return self.drawn(model).to(s.dtype)
+        self.draw(model)
+        return model.to(s.dtype)
 
-    def drawn(self, model: nn.Module) -> nn.Module:
-        """The model with random weights: of variance 1 / inputs, everything else small."""
+    def draw(self, model: nn.Module) -> None:
+        """Gives a model random weights, of variance 1 / inputs, everything else being small."""
         with torch.no_grad():
             for parameter in model.parameters():
                 inputs = parameter[0].numel() if parameter.ndim > 1 else 100
                 noise = torch.randn(parameter.shape, generator=self.generator, device=self.x.device)
                 parameter.copy_(noise / inputs**0.5)
-        return model.requires_grad_(self.shape.backward).eval()
+        model.requires_grad_(self.shape.backward).eval()
 
     def build(self, peer: str) -> Call:
         """The call that is timed: forward without autograd, or forward and backward."""

@@ -76,7 +76,7 @@ def _diffusers(workload: ModelWorkload, compiled: bool) -> Denoiser:
     except (ImportError, RuntimeError) as error:  # of other versions of what it needs
         raise Unavailable(f"diffusers cannot be imported: {error}") from None
     with torch.device(s.device):
-        made = DiTTransformer2DModel(
+        model = DiTTransformer2DModel(
             num_attention_heads=s.heads,
             attention_head_dim=s.dim // s.heads,
             in_channels=s.channels,
@@ -86,8 +86,9 @@ def _diffusers(workload: ModelWorkload, compiled: bool) -> Denoiser:
             patch_size=s.patch,
             num_embeds_ada_norm=s.classes,
         )
+    w.draw(model)
     # Its own `to` warns of layers that it would keep in float32, and has none.
-    model = nn.Module.to(w.drawn(made), s.dtype)
+    nn.Module.to(model, s.dtype)
     call = _called(model, compiled)
 
     def forward(called: Callable[..., Any], x: Tensor, steps: Tensor, classes: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.case import Unavailable
-from benchmarks.denoiser_ops import EPS, OpWorkload, Step
+from benchmarks.denoiser_ops import EPS, KINDS, OpWorkload, Step
 from benchmarks.roofline import denoiser_op_work
 from ropewalk.kernels.adaptive_norm import adaptive_norm, gated_adaptive_norm
 from ropewalk.kernels.gated_mlp import gated_activation
@@ -89,12 +89,11 @@ def _torch(workload: OpWorkload) -> Function:
         gate, up = projected.chunk(2, -1)
         return (functional.silu(gate) * up,)
 
-    if workload.shape.kind == "qk-norm-rotary":
-        # Models make one cosine for each dimension, in their dtype, once for all layers.
-        cos, sin = (
-            torch.cat((table, table), -1).to(workload.shape.dtype)
-            for table in (workload.cos, workload.sin)
-        )
+    # Models make one cosine for each dimension, in their dtype, once for all layers.
+    cos, sin = (
+        torch.cat((table, table), -1).to(workload.shape.dtype)
+        for table in (workload.cos, workload.sin)
+    )
 
     def turn(x: Tensor, weight: Tensor) -> Tensor:
         x = functional.rms_norm(x, x.shape[-1:], weight, EPS)
@@ -109,9 +108,7 @@ def _torch(workload: OpWorkload) -> Function:
 
 def _named(workload: OpWorkload, *functions: Function) -> Function:
     """The one of the workload's kind, given in the order of `KINDS`."""
-    from benchmarks.denoiser_ops import KINDS
-
-    return dict(zip(KINDS, functions, strict=True))[workload.shape.kind]
+    return functions[KINDS.index(workload.shape.kind)]
 
 
 def _copy(workload: OpWorkload) -> Step:

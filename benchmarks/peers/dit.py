@@ -95,7 +95,7 @@ class _Step(nn.Module):
         index = torch.arange(half, dtype=torch.float32, device=steps.device)
         angles = steps[:, None].float() * torch.exp(-math.log(10000) * index / half)
         sinusoid = torch.cat((angles.cos(), angles.sin()), -1)
-        return self.mlp(sinusoid.to(self.mlp[0].weight.dtype))
+        return self.mlp(sinusoid.to(next(self.mlp.parameters()).dtype))
 
 
 class _Classes(nn.Module):

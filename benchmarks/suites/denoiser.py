@@ -1,7 +1,7 @@
 """The denoiser: whole DiTs, and the ops between their products.
 
 A DiT is the published model with random weights, in its own form and in the library's. On a GPU it
-is XL/2 with 32 images of 32 × 32 × 4, in bfloat16; on a CPU S/2 with two, in float32. The ops have
+is XL/2 with 32 images of 32 × 32 × 4, in bfloat16; on a CPU S/2 with four, in float32. The ops have
 the same sizes, and on a GPU those of 256 images too, the published batch: with 32 images a tensor
 is 19 MB, and an op takes some ten microseconds, in which launches count.
 
@@ -46,7 +46,7 @@ def _models(device: str, quick: bool) -> Iterator[ModelShape]:
     elif device == "cuda":
         shape = ModelShape("XL/2", 32, 1152, 28, 16, torch.bfloat16, device)
     else:
-        shape = ModelShape("S/2", 2, 384, 12, 6, torch.float32, device)
+        shape = ModelShape("S/2", 4, 384, 12, 6, torch.float32, device)
     yield replace(shape, backward=True)
     yield shape
 

@@ -29,7 +29,8 @@ UTILISATION = 0.4
 H200_TFLOP_S = 989.4
 """Dense bfloat16, as NVIDIA gives it."""
 
-Models, Ops = Mapping[ModelShape, str], Mapping[OpShape, str]
+Models = Mapping[ModelShape, str]
+Ops = Mapping[OpShape, str]
 Goals = list[dict[str, Any]]
 
 
