@@ -31,7 +31,7 @@ def composite_gradients(problem: Problem, upstream: Upstream, needs: Needs) -> G
         seen = residual.view_as(residual)
         wanted = [x for x in (seen, *modulation.values()) if x.requires_grad]
         with torch.enable_grad():
-            y = _modulated(Problem(**{**vars(p), **modulation}), seen)
+            y = _modulated(p._replace(**modulation), seen)
         found = torch.autograd.grad(
             y, wanted, upstream.y, create_graph=True, materialize_grads=True
         )

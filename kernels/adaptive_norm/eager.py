@@ -54,9 +54,12 @@ class _AdaptiveNorm(torch.autograd.Function):
         none = (None,) * 4
         if upstream.residual is None and upstream.y is None:
             return (*(None,) * 7, *none)
-        seen, *tensors, mean, rstd = ctx.saved_tensors
+        seen, branch, gate, shift, scale, weight, bias, cu_seqlens, mean, rstd = ctx.saved_tensors
         norm, eps, backend = ctx.constants
-        problem = Problem(upstream.residual if seen is None else seen, *tensors, norm, eps)
+        seen = upstream.residual if seen is None else seen
+        assert seen is not None
+        rows = (shift, scale, weight, bias, cu_seqlens)
+        problem = Problem(seen, branch, gate, *rows, norm, eps)
         needs = Needs(*map(bool, ctx.needs_input_grad[:7]))
         if torch.is_grad_enabled():
             found = composite_gradients(problem, upstream, needs)

@@ -82,13 +82,13 @@ def adaptive_norm_op(
 
 @adaptive_norm_op.register_fake
 def _(x: Tensor, branch: Tensor | None, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    norm, statistics = arguments[6], {"dtype": statistics_dtype(x.dtype)}
+    norm, dtype = arguments[6], statistics_dtype(x.dtype)
     none = x.new_empty(0)
     return (
         none if branch is None else x.new_empty(x.shape),
         none.clone() if norm is None else x.new_empty(x.shape),
-        x.new_empty(x.shape[:2], **statistics) if norm == "layer" else none.clone(),
-        none.clone() if norm is None else x.new_empty(x.shape[:2], **statistics),
+        x.new_empty(x.shape[:2], dtype=dtype) if norm == "layer" else none.clone(),
+        none.clone() if norm is None else x.new_empty(x.shape[:2], dtype=dtype),
     )
 
 

@@ -9,7 +9,6 @@ where `problem.x` of the backward is the residual that the norm saw, and not wha
 without a norm any tensor of its shape and dtype.
 """
 
-from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -19,9 +18,10 @@ Norm = Literal["layer", "rms"]
 NORMS: tuple[str, ...] = get_args(Norm)
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """A residual stream, what is added to it, and how it is normed.
+
+    No dataclass, which compilers of torch before 2.12 cannot trace the making of.
 
     Attributes:
         x: (batch, tokens, dim), of any strides; in the backward the residual.

@@ -52,7 +52,7 @@ def backward(
     for run in runs(p):
         found = _run(
             run.part(p),
-            None if statistics is None else Statistics(*map(run.stream, statistics)),
+            statistics and Statistics(run.stream(statistics.mean), run.part_of(statistics.rstd)),
             Upstream(*map(run.stream, upstream)),
             needs,
             _Memory(*map(run.stream, memory)),

@@ -68,10 +68,10 @@ def _layer_norm(
     shape = x.shape[2:]
     shared = all(rows is None or rows.ndim == 1 or len(rows) == 1 for rows in (factors, offsets))
     if shared:  # by all tokens, as a norm's own weight and bias are
-        affine = (None if rows is None else rows.view(shape) for rows in (factors, offsets))
+        weight, bias = (None if rows is None else rows.view(shape) for rows in (factors, offsets))
         # Half precision without weights in float32 would have statistics like itself.
         values = wide(x) if factors is None else x
-        found, mean, rstd = torch.native_layer_norm(values, shape, *affine, eps)
+        found, mean, rstd = torch.native_layer_norm(values, shape, weight, bias, eps)
     else:
         found, mean, rstd = torch.native_layer_norm(wide(x), shape, None, None, eps)
         found = _modulated(found, factors, offsets, x.dtype, out)

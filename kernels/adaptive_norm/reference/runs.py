@@ -5,7 +5,6 @@ once, as it is by a kernel. A run is a problem of its own, and what it writes is
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -28,9 +27,13 @@ class Run(NamedTuple):
     batch: slice
     tokens: slice
 
-    def stream(self, x: Tensor | None) -> Tensor | None:
+    def part_of(self, x: Tensor) -> Tensor:
         """Its part of (batch, tokens, …), a view."""
-        return None if x is None else x[self.batch, self.tokens]
+        return x[self.batch, self.tokens]
+
+    def stream(self, x: Tensor | None) -> Tensor | None:
+        """The same of what may not be there."""
+        return None if x is None else self.part_of(x)
 
     def rows(self, x: Tensor | None) -> Tensor | None:
         """Its part of (samples, …), a view."""
@@ -38,9 +41,8 @@ class Run(NamedTuple):
 
     def part(self, p: Problem) -> Problem:
         """Its samples as rows of a batch."""
-        return replace(
-            p,
-            x=p.x[self.batch, self.tokens],
+        return p._replace(
+            x=self.part_of(p.x),
             branch=self.stream(p.branch),
             gate=self.rows(p.gate),
             shift=self.rows(p.shift),

@@ -307,3 +307,16 @@ def test_defaults_of_torch_do_not_matter(packed, make_case, request):
     found = case.run()
     found += torch.autograd.grad([y.sum() for y in found], case.leaves)
     assert {(y.dtype, y.device.type) for y in found} == {(torch.float32, "cpu")}
+
+
+def test_a_transform_inside_of_a_compiler(make_case):
+    case = make_case((2, 5, 4)).to(torch.float32)
+
+    def loss(x):
+        residual, y = gated_adaptive_norm(x, case.branch, case.gate, case.shift, case.scale)
+        return (residual * y).sum()
+
+    x = case.x.detach()
+    torch.compiler.reset()
+    compiled = torch.compile(torch.func.grad(loss), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), torch.func.grad(loss)(x))
