@@ -260,7 +260,7 @@ def test_heun_is_edms_algorithm_2(churn):
 
     # Their last level before 0 is σ_min: two times that are 0, a step to it and one to the data.
     times = [*torch.linspace(1, 0, count, dtype=torch.float64).tolist(), 0.0]
-    sigmas = [*schedule.sigma(torch.tensor(times[:-1]).double()).tolist(), 0.0]
+    sigmas = [*schedule.sigma(torch.tensor(times[:-1], dtype=torch.float64)).tolist(), 0.0]
     x = 80 * normal(*SHAPE)
     found = sample(
         network,
