@@ -29,6 +29,9 @@ from ropewalk.blocks.diffusion.solvers.coordinates import (
 from ropewalk.blocks.diffusion.solvers.heun import slope
 from ropewalk.blocks.diffusion.solvers.solver import AFFINE
 
+ADAPTIVE = ("dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun")
+"""torchdiffeq's methods that choose their steps."""
+
 
 @dataclass(frozen=True)
 class Flow:
@@ -61,9 +64,16 @@ class Flow:
         """A time in the coordinate."""
         return place(self.coordinate, self.schedule.alpha(t), self.schedule.sigma(t))
 
+    def time_of(self, clock: Tensor) -> Tensor:
+        """t at a value of τ; a clock in float32 may lie a rounding beyond the ends."""
+        first = self.first_time.to(clock.device)
+        ends = self.at(first).clock, self.at(torch.ones_like(first)).clock
+        within = torch.minimum(torch.maximum(clock.double(), ends[0]), ends[1])
+        return self.schedule.time_at(log_snr_at(self.coordinate, within))
+
     def slope(self, clock: Tensor, y: Tensor) -> Tensor:
         """dy/dτ."""
-        t = self.schedule.time_at(log_snr_at(self.coordinate, clock.double()))
+        t = self.time_of(clock)
         at = self.at(t)
         x = at.scale.to(y) * y
         return slope(self.process, x, self.data(x, t), t, at)
@@ -118,6 +128,9 @@ def integrate(
 ) -> Any:
     """The state at the span's end, by torchdiffeq's `odeint`."""
     clock = torch.stack(span).to(like)
+    if solver in ADAPTIVE:
+        # Else the last step goes past the end, where there is no flow, and is interpolated.
+        options = {"step_t": clock[1:], **(options or {})}
     solution = solver_library().odeint(
         function, state, clock, method=solver, rtol=rtol, atol=atol, options=options
     )

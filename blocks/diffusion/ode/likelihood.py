@@ -4,7 +4,7 @@ The flow is invertible, so its density follows the divergence of the slope on th
 
     log p(y at the data) = log p(y at t = 1) + ∫ div slope dτ
 
-and log p(x) = log p(y) − N·log(scale). The divergence is the trace of a Jacobian of N × N: "exact"
+and x₀ = x_t/α = y·scale/α at the data's end, where t is just above 0. The divergence is the trace of a Jacobian of N × N: "exact"
 takes N vector products, "hutchinson" the mean of eᵀJe over random signs e, unbiased, drawn once for
 the whole path.
 
@@ -104,7 +104,7 @@ def log_likelihood(
     signs = None if trace == "exact" else _signs(x, probes, generator)
     begin = flow.first_time
     end = torch.ones_like(begin)
-    before, after = flow.at(begin), flow.at(end)
+    before, after, kept = flow.at(begin), flow.at(end), process.schedule.alpha(begin)
 
     def both(clock: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         return _slope_and_divergence(flow.slope, clock, state[0], signs)
@@ -112,7 +112,7 @@ def log_likelihood(
     with not_training(model, guidance):
         y, grown = integrate(
             both,
-            (x / before.scale.to(x), x.new_zeros(x.shape[0])),
+            ((kept / before.scale).to(x) * x, x.new_zeros(x.shape[0])),
             (before.clock, after.clock),
             solver=solver,
             rtol=rtol,
@@ -120,8 +120,8 @@ def log_likelihood(
             options=options,
             like=x,
         )
-    size = math.prod(x.shape[1:])
-    moved = size * (after.scale.log() - before.scale.log()).to(x)
+    stretched = after.scale.log() - before.scale.log() + kept.log()
+    moved = math.prod(x.shape[1:]) * stretched.to(x)
     return prior_log_density(process, after.scale.to(x) * y) + grown + moved
 
 

@@ -34,6 +34,7 @@ def denoising_loss(
     weighting: Weighting | None = None,
     condition_dropout: float = 0.0,
     learned_variance: LearnedVariance | None = None,
+    noise: Any = None,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, " batch"]:
     """The loss of every sample, to be averaged and differentiated.
@@ -55,6 +56,8 @@ def denoising_loss(
             their own, for classifier-free guidance.
         learned_variance: the bound that trains the variance of a model that learns it; in bits per
             element, see there. Such a model's loss is refused without it.
+        noise: what each sample is corrupted with, as `process.fresh` gives it; None draws it. The
+            pairs of `reflow_pairs` have theirs.
         generator: of times, noise and dropout; on x0's device.
 
     Returns:
@@ -74,7 +77,7 @@ def denoising_loss(
             f"learned_variance: expected None for the process {type(process).__name__}, whose "
             "steps have no Gaussian posterior"
         )
-    noise = process.fresh(x0, generator=generator)
+    noise = process.fresh(x0, generator=generator) if noise is None else noise
     t = times(x0.shape[0], process.schedule, generator=generator, device=x0.device)
     if t.shape != x0.shape[:1]:
         raise ValueError(f"times: expected {x0.shape[0]} times, got shape {tuple(t.shape)}")
