@@ -11,6 +11,8 @@
     environment.py   on what it ran
     attention.py     inputs and oracle of rotary attention; peers/: who computes it
     linear_cross_entropy.py, token_distributions.py    inputs and oracle of the vocabulary loss
+    denoiser.py, denoiser_ops.py    inputs and oracles of whole denoisers and of their ops
+    saved.py         what autograd keeps between a forward and its backward
     definitions.py   distance rules from their papers, for the oracle
     evaluation.py    the bundled model's perplexity, by backend and by an earlier commit
     earlier/         an earlier commit's code in a process of its own, as a peer

@@ -18,15 +18,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks.attention import worst
+from benchmarks.attention import distance, worst
 from benchmarks.case import Call, Check
 from benchmarks.peers.dit import DiT
 from benchmarks.saved import saved_mib
 
-# Twenty-eight blocks of bfloat16 as a whole; a wrong block is off by tens of percent.
-TOLERANCES = {torch.bfloat16: 8e-2, torch.float16: 2e-2, torch.float32: 1e-4}
+# Twenty-eight blocks of bfloat16 are 2 % off in places; a wrong block by tens of percent.
+TOLERANCES = {torch.bfloat16: 6e-2, torch.float16: 2e-2, torch.float32: 1e-4}
 COMPARED = 2
 """Images."""
+NOTHING = 1e-9
+"""Of the largest gradient, below which there is none."""
 
 
 @dataclass(frozen=True)
@@ -135,14 +137,17 @@ class ModelWorkload:
         return lambda: self._outcome(denoiser, self.upstream)
 
     def check(self, peer: str) -> Check:
-        """The output of some images, and all gradients as one."""
+        """The output of some images, and the gradient of every parameter."""
         denoiser = self._denoisers[peer]
-        found = self._outcome(denoiser, self._upstream_of_compared)
-        found[0] = found[0].detach()[:COMPARED]
-        exact = denoiser.expected()
-        errors = [_distance(found[:1], exact[:1])]
-        if self.shape.backward:
-            errors.append(_distance(found[1:], exact[1:]))
+        output, *gradients = self._outcome(denoiser, self._upstream_of_compared)
+        exact, *exact_gradients = denoiser.expected()
+        errors = [distance(output.detach()[:COMPARED], exact)]
+        largest = max((x.norm() for x in exact_gradients), default=torch.tensor(0.0))
+        for found, gradient in zip(gradients, exact_gradients, strict=True):
+            # The softmax cancels a bias of the keys, whose gradient is nothing but rounding.
+            nothing = bool(gradient.norm() < NOTHING * largest)
+            apart = (found.double() - gradient).norm()
+            errors.append(float(apart / (largest if nothing else gradient.norm())))
         return Check(worst(errors), TOLERANCES[self.shape.dtype])
 
     def figures(self, peer: str) -> dict[str, float]:
@@ -189,11 +194,3 @@ class ModelWorkload:
                 return [denoiser.forward()]
         output = denoiser.forward()
         return [output, *torch.autograd.grad(output, list(denoiser.parameters), upstream)]
-
-
-def _distance(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
-    """‖found − exact‖ / ‖exact‖ of several tensors as one."""
-    pairs = list(zip(found, exact, strict=True))
-    apart = sum(float((x.detach().double() - y.detach()).square().sum()) for x, y in pairs)
-    whole = sum(float(y.detach().square().sum()) for _, y in pairs)
-    return (apart / whole) ** 0.5

@@ -58,7 +58,7 @@ def _ours(workload: ModelWorkload, compiled: bool) -> Denoiser:
         names = [name for name, _ in w.dit.named_parameters()]
         # Gradients are laid out as weights are, so that what reads those puts these in our order.
         ours = _as_ours(w, dict(zip(names, gradients, strict=True)))
-        return [output, *ours.parameters()]
+        return [output, *(gradient.detach() for gradient in ours.parameters())]
 
     return Denoiser(lambda: call(w.x, times, w.classes), list(model.parameters()), expected)
 

@@ -25,7 +25,10 @@ def arguments(out: Path, *more: str, suite: str = "rotary_attention", device: st
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
     "suite",
-    ["rotary_attention", "rotary", "linear_cross_entropy", "context_merge", "monarch", "recurrent"],
+    [
+        *("rotary_attention", "rotary", "linear_cross_entropy", "context_merge"),
+        *("monarch", "recurrent", "denoiser"),
+    ],
 )
 def test_a_quick_run_measures_every_case_and_can_be_drawn(suite, device, tmp_path, capsys):
     out = tmp_path / "new" / "run.json"
@@ -34,7 +37,8 @@ def test_a_quick_run_measures_every_case_and_can_be_drawn(suite, device, tmp_pat
     assert content["complete"]
     assert len(content["results"]) > 5
     for result in content["results"]:
-        ours = "triton" if device == "cuda" and suite != "recurrent" else "auto"
+        whole = suite == "recurrent" or result["name"].startswith("tiny/")  # layers and models
+        ours = "triton" if device == "cuda" and not whole else "auto"
         assert "check" in result["peers"][ours], result
         for peer in result["peers"].values():
             if "median_ms" in peer:
