@@ -7,6 +7,7 @@ degradations.py     blur, pixelate, inpaint, fade: for the cold process
 step.py             the universal step: solve for the noise, corrupt again, a little less
 predict.py          the model as a sampler sees it
 guidance/           functions of its predictions that steer them
+checks.py, random.py  what all of them check, and draw with
 """
 
 from ropewalk.blocks.diffusion.guidance import (

@@ -190,7 +190,7 @@ class Cold(Continuous):
     def _degraded(self, x0: Float[Tensor, "batch ..."], t: Time) -> Float[Tensor, "batch ..."]:
         """D(x₀, severity(t)) in float32 at least."""
         dtype = torch.promote_types(x0.dtype, torch.float32)
-        severity = self.schedule.severity(time_rows(t, x0)).to(dtype)
+        severity = self.schedule.severity(time_rows(t, x0)).to(x0.device, dtype)
         degraded = degradation(self.degradation)(x0.to(dtype), severity)
         require_same_shape("degradation", degraded, "x0", x0)
         return degraded

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ropewalk.blocks.diffusion.random import integers, normal_like
+
 START_LAWS = ("examples", "gaussian")
 
 
@@ -65,9 +67,9 @@ class FittedStart:
         dtype = dtype or self.examples.dtype
         examples, count = self.examples.to(device), self.examples.shape[0]
         if self.law == "examples":
-            rows = torch.randint(count, shape[:1], device=device, generator=generator)
+            rows = integers(0, count, shape[:1], device, generator)
             return examples[rows].to(dtype)
         flat = examples.reshape(count, -1).to(torch.promote_types(examples.dtype, torch.float32))
         mean = flat.mean(0)
-        weights = torch.randn(shape[0], count, device=device, dtype=flat.dtype, generator=generator)
+        weights = normal_like(flat.new_empty(shape[0], count), generator)
         return (mean + weights @ (flat - mean) / count**0.5).reshape(shape).to(dtype)

@@ -17,6 +17,7 @@ from torch import Tensor
 from ropewalk.blocks.checks import require_number
 from ropewalk.blocks.diffusion.checks import Time, require_tokens, time_rows
 from ropewalk.blocks.diffusion.process.process import Process
+from ropewalk.blocks.diffusion.random import uniform_like
 
 Noise = TypeVar("Noise")
 Tokens = Int[Tensor, "batch ..."]
@@ -76,9 +77,7 @@ class Discrete(Process[Noise]):
             return prediction.argmax(-1).to(x_t.dtype)
         logits = prediction.to(torch.float64) / temperature
         # The largest of log p − log E with E exponential is a draw from p (Gumbel's trick).
-        uniform = torch.rand(
-            logits.shape, dtype=torch.float64, device=logits.device, generator=generator
-        )
+        uniform = uniform_like(logits, generator)
         return (logits - (-torch.log1p(-uniform)).log()).argmax(-1).to(x_t.dtype)
 
     def _below_or_above(
@@ -88,13 +87,8 @@ class Discrete(Process[Noise]):
         generator: torch.Generator | None,
     ) -> Float[Tensor, "batch ..."]:
         """The posterior of u: uniform below the rate where corrupted, above it elsewhere."""
-        uniform = self._uniform(corrupted, generator)
+        uniform = uniform_like(corrupted, generator)
         return torch.where(corrupted, uniform * rate, rate + uniform * (1 - rate))
-
-    def _uniform(
-        self, like: Tensor, generator: torch.Generator | None
-    ) -> Float[Tensor, "batch ..."]:
-        return torch.rand(like.shape, dtype=torch.float64, device=like.device, generator=generator)
 
     def _check_output(self, output: Tensor, x_t: Tokens) -> None:
         require_tokens("x_t", x_t, self.states)

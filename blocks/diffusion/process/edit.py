@@ -24,6 +24,7 @@ from ropewalk.blocks.checks import require_integer
 from ropewalk.blocks.diffusion.checks import Time, require_same_shape, require_tokens, time_rows
 from ropewalk.blocks.diffusion.process.discrete import Discrete, Tokens, cross_entropy
 from ropewalk.blocks.diffusion.process.process import check_rho, require_schedule, sample_mean
+from ropewalk.blocks.diffusion.random import integers, uniform_like
 from ropewalk.blocks.diffusion.schedule import Schedule
 
 
@@ -100,7 +101,7 @@ class Edit(Discrete[EditNoise]):
         part = check_rho(rho, noise.uniform)
         if isinstance(part, float) and part == 0:
             return noise
-        anew = self._uniform(noise.uniform, generator) < part**2
+        anew = uniform_like(noise.uniform, generator) < part**2
         other = self._draw(noise.uniform, generator)
         return EditNoise(
             torch.where(anew, other.uniform, noise.uniform),
@@ -117,7 +118,7 @@ class Edit(Discrete[EditNoise]):
     ) -> Tokens:
         """Every token equally likely; int64 unless another integer dtype is asked for."""
         dtype = dtype or torch.int64
-        x = torch.randint(self.vocabulary, tuple(shape), device=device, generator=generator)
+        x = integers(0, self.vocabulary, shape, device, generator)
         require_tokens("prior", x.to(dtype), self.vocabulary)
         return x.to(dtype)
 
@@ -155,9 +156,7 @@ class Edit(Discrete[EditNoise]):
         return sample_mean(cross_entropy(output, x0))
 
     def _offset(self, like: Tensor, generator: torch.Generator | None) -> Int[Tensor, "batch ..."]:
-        return torch.randint(
-            1, self.vocabulary, like.shape, device=like.device, generator=generator
-        )
+        return integers(1, self.vocabulary, like.shape, like.device, generator)
 
     def _draw(self, like: Tensor, generator: torch.Generator | None) -> EditNoise:
-        return EditNoise(self._uniform(like, generator), self._offset(like, generator))
+        return EditNoise(uniform_like(like, generator), self._offset(like, generator))

@@ -14,6 +14,7 @@ from torch import Tensor
 from ropewalk.blocks.diffusion.checks import Time, require_data
 from ropewalk.blocks.diffusion.parametrisation import Parametrisation, parametrisation
 from ropewalk.blocks.diffusion.process.process import Affine, check_rho, mix, require_schedule
+from ropewalk.blocks.diffusion.random import normal_like
 from ropewalk.blocks.diffusion.schedule import Schedule
 
 
@@ -49,7 +50,7 @@ class Gaussian(Affine):
     ) -> Float[Tensor, "batch ..."]:
         """Standard normal noise."""
         require_data("x0", x0)
-        return torch.randn(x0.shape, dtype=x0.dtype, device=x0.device, generator=generator)
+        return normal_like(x0, generator)
 
     def renew(
         self,

@@ -22,6 +22,7 @@ from ropewalk.blocks.checks import require_integer
 from ropewalk.blocks.diffusion.checks import Time, require_same_shape, require_tokens, time_rows
 from ropewalk.blocks.diffusion.process.discrete import Discrete, Tokens, cross_entropy
 from ropewalk.blocks.diffusion.process.process import check_rho, require_schedule, sample_mean
+from ropewalk.blocks.diffusion.random import uniform_like
 from ropewalk.blocks.diffusion.schedule import Schedule
 
 Uniform = Float[Tensor, "batch ..."]
@@ -72,7 +73,7 @@ class Mask(Discrete[Uniform]):
     def fresh(self, x0: Tokens, *, generator: torch.Generator | None = None) -> Uniform:
         """A uniform number for each token."""
         require_tokens("x0", x0, self.vocabulary)
-        return self._uniform(x0, generator)
+        return uniform_like(x0, generator)
 
     def corrupt(self, x0: Tokens, noise: Uniform, t: Time) -> Tokens:
         """The mask where u < m(t), x0 elsewhere.
@@ -101,8 +102,8 @@ class Mask(Discrete[Uniform]):
         part = check_rho(rho, noise)
         if isinstance(part, float) and part == 0:
             return noise
-        anew = self._uniform(noise, generator) < part**2
-        return torch.where(anew, self._uniform(noise, generator), noise)
+        anew = uniform_like(noise, generator) < part**2
+        return torch.where(anew, uniform_like(noise, generator), noise)
 
     def prior(
         self,

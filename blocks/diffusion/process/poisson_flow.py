@@ -28,6 +28,7 @@ from ropewalk.blocks.checks import require_number
 from ropewalk.blocks.diffusion.checks import Time, require_data
 from ropewalk.blocks.diffusion.parametrisation import Parametrisation, parametrisation
 from ropewalk.blocks.diffusion.process.process import Affine, check_rho, mix, require_schedule
+from ropewalk.blocks.diffusion.random import gamma_like, normal_like
 from ropewalk.blocks.diffusion.schedule import Schedule
 
 
@@ -90,11 +91,11 @@ class PoissonFlow(Affine):
         generator: torch.Generator | None,
     ) -> Float[Tensor, "batch ..."]:
         """z/√w with w ~ Gamma(shape, rate), one w per sample."""
-        z = torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
-        if math.isinf(self.D):
+        z = normal_like(like, generator)
+        added = self.D
+        if added == math.inf:
             return z
-        # torch.distributions.Gamma draws with this very function, but takes no generator.
-        precision = torch.ops.aten._standard_gamma(shape, generator) / rate
+        precision = gamma_like(shape, generator) / rate
         scale = precision.rsqrt().reshape(-1, *(1,) * (like.ndim - 1))
         dtype = torch.promote_types(like.dtype, torch.float32)
         return (z.to(dtype) * scale.to(dtype)).to(like.dtype)

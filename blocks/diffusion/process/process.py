@@ -161,7 +161,16 @@ class Continuous(Process[Tensor]):
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """The prediction itself: there is nothing to draw."""
+        """The prediction itself: there is nothing to draw.
+
+        Raises:
+            ValueError: a temperature other than 1, which would change nothing.
+        """
+        if temperature != 1:
+            raise ValueError(
+                f"temperature: expected 1 for {self.kind!r}, which draws no tokens, got "
+                f"{temperature!r}"
+            )
         return prediction
 
     def _check_output(self, output: Tensor, x_t: Tensor) -> None:

@@ -120,7 +120,7 @@ def test_draws_use_the_whole_of_float64(monkeypatch: pytest.MonkeyPatch) -> None
     """A uniform number next to 1, which float32 cannot tell from 1, makes an unlikely token win."""
     asked = []
 
-    def rare(shape, *, dtype, device, generator) -> Tensor:
+    def rare(shape, *, dtype, device) -> Tensor:
         asked.append(dtype)
         uniform = torch.full(shape, 0.5, dtype=dtype, device=device)
         uniform[..., 1] = 2.0**-50

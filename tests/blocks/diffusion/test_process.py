@@ -1,6 +1,8 @@
 """What all processes promise: the noise is solved for, laws are kept, bad input is refused."""
 
+import copy
 import math
+import pickle
 from typing import Any
 
 import pytest
@@ -282,6 +284,15 @@ def test_the_prior_has_the_noise_of_the_schedule() -> None:
 
 
 @every
+def test_processes_are_values(process: Process) -> None:
+    x0 = data(process, 3, 1, 4, 4)
+    noise = process.fresh(x0)
+    for copied in (copy.deepcopy(process), pickle.loads(pickle.dumps(process))):
+        assert copied == process
+        assert torch.equal(copied.corrupt(x0, noise, 0.5), process.corrupt(x0, noise, 0.5))
+
+
+@every
 def test_gradients_reach_the_output_and_the_data(process: Process) -> None:
     x0 = data(process, 3, 1, 4, 4)
     noise = process.fresh(x0)
@@ -304,8 +315,12 @@ def test_the_loss_is_the_error_in_the_parametrisation(form: str) -> None:
     torch.testing.assert_close(process.loss(given, x0, x_t, noise, t), expected)
 
 
-@pytest.mark.parametrize("name", ["gaussian", "poisson_flow", "cold_blur", "mask", "edit"])
-def test_processes_compile_as_a_whole(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "dynamic"),
+    [(name, False) for name in ("gaussian", "poisson_flow", "cold_blur", "mask", "edit")]
+    + [(name, True) for name in ("gaussian", "poisson_flow", "mask")],
+)
+def test_processes_compile_as_a_whole(name: str, dynamic: bool) -> None:
     process = PROCESSES[name]
     x0 = data(process, 2, 1, 4, 4, dtype=torch.float32)
     given, t = output(process, x0), torch.tensor([0.4, 0.8])
@@ -318,7 +333,7 @@ def test_processes_compile_as_a_whole(name: str) -> None:
         return universal_step(process, x_t, drawn, t, t / 2, 0.5), loss
 
     torch._dynamo.reset()
-    compiled = torch.compile(training, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(training, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     torch.manual_seed(0)
     expected = training(x0, given, t)
     torch.manual_seed(0)
@@ -382,6 +397,8 @@ def test_data_of_another_kind_are_refused(process: Process) -> None:
         process.predict(torch.randint(3, (3, 1, 4, 4)), x0, 0.5)
     with pytest.raises(ValueError, match="batch"):
         process.fresh(torch.tensor(0.5))
+    with pytest.raises(ValueError, match="temperature"):
+        process.draw(x0, x0, 0.5, temperature=0.5)
 
 
 @tokens
