@@ -46,6 +46,6 @@ def widen_inputs(*tensors: Tensor) -> tuple[Tensor, ...]:
 def suspended(tensor: Tensor) -> AbstractContextManager[object]:
     """A context in which autocast is off for the device of `tensor`."""
     kind = tensor.device.type
-    if kind not in AUTOCAST_DEVICES:
-        return nullcontext()
+    if kind not in AUTOCAST_DEVICES or not torch.is_autocast_enabled(kind):
+        return nullcontext()  # entering and leaving costs as much as a small op
     return torch.autocast(kind, enabled=False)

@@ -182,6 +182,6 @@ def modulation_gradients(p: Problem, sums: Sums, needs: Needs) -> list[Tensor | 
     found = (gate, straight if needs.shift else None, scale, weight, bias)
     of = (p.gate, p.shift, p.scale, p.weight, p.bias)
     return [
-        None if grad is None or given is None else grad.to(given.dtype)
+        None if grad is None or given is None else grad.to(given.dtype).contiguous()
         for grad, given in zip(found, of, strict=True)
     ]

@@ -96,7 +96,7 @@ def _run(
         whole = own if whole is None else own.add_(whole)
     assert whole is not None
     if made.x:
-        x_grad = whole.to(p.x.dtype) if out.x is None else out.x.copy_(whole)
+        x_grad = whole.to(p.x.dtype).contiguous() if out.x is None else out.x.copy_(whole)
     if made.branch and p.gate is not None:
         branch_grad = torch.mul(whole, p.gate[:, None], out=out.branch).to(p.x.dtype)
         branch_grad = branch_grad.contiguous()

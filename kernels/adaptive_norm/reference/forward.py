@@ -13,6 +13,9 @@ from ropewalk.kernels.adaptive_norm.problem import Outputs, Problem, Statistics
 from ropewalk.kernels.adaptive_norm.reference.runs import factor, is_one_run, offset, runs, wide
 from ropewalk.kernels.dtypes import statistics_dtype
 
+NARROW = 256
+"""Columns up to which a few operations of torch on a CPU are faster than its layer norm."""
+
 
 def forward(problem: Problem) -> Outputs:
     """The residual where there is a branch, and the modulated norm where there is a norm."""
@@ -73,17 +76,31 @@ def _layer_norm(
         values = wide(x) if factors is None else x
         found, mean, rstd = torch.native_layer_norm(values, shape, weight, bias, eps)
     else:
-        found, mean, rstd = torch.native_layer_norm(wide(x), shape, None, None, eps)
+        found, mean, rstd = _normed(wide(x), eps)
         found = _modulated(found, factors, offsets, x.dtype, out)
     return _write(found, x.dtype, out), Statistics(mean[..., 0], rstd[..., 0])
+
+
+def _normed(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The normed values, and every token's mean and 1 / deviation, (batch, tokens, 1)."""
+    if x.shape[2] > NARROW:
+        return torch.native_layer_norm(x, x.shape[2:], None, None, eps)
+    mean = x.mean(-1, keepdim=True).contiguous()
+    away = x - mean
+    rstd = _inverse_root_mean_square(away, eps)
+    return away.mul_(rstd), mean, rstd
+
+
+def _inverse_root_mean_square(x: Tensor, eps: float) -> Tensor:
+    square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().contiguous()
+    return square.div_(x.shape[2]).add_(eps).rsqrt_()
 
 
 def _rms_norm(
     x: Tensor, factors: Tensor | None, offsets: Tensor | None, eps: float, out: Tensor | None
 ) -> tuple[Tensor, Statistics]:
     values = wide(x)
-    rstd = torch.linalg.vector_norm(values, dim=-1, keepdim=True).square_()
-    rstd = rstd.div_(x.shape[2]).add_(eps).rsqrt_()
+    rstd = _inverse_root_mean_square(values, eps)
     found = _modulated(values * rstd, factors, offsets, x.dtype, out)
     return _write(found, x.dtype, out), Statistics(None, rstd[..., 0])
 

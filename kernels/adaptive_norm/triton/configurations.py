@@ -16,7 +16,7 @@ from ropewalk.kernels.interpreter import interpreted
 from ropewalk.kernels.sizes import ceil_divide, power_of_two
 
 WIDEST = 8192
-"""Columns that fit the registers of a program."""
+"""Columns of a row; from 5200 on some numbers of the backward leave the registers."""
 ELEMENTS = {"forward": 18, "backward": 9}
 """Of a row that a thread has, at most, as long as there are warps."""
 REGISTERS = {

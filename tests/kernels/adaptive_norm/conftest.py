@@ -95,6 +95,7 @@ SIZES = {
     "1x9x12": Sizes(1, 9, 12),
     "2x1x33": Sizes(2, 1, 33),
     "2x0x6": Sizes(2, 0, 6),
+    "1x0x6": Sizes(1, 0, 6),
     "0x3x6": Sizes(0, 3, 6),
     "packed": Sizes(1, 13, 9, (4, 0, 1, 8, 0)),
     "packed alone": Sizes(1, 6, 8, (6,)),

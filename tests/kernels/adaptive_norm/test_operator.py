@@ -63,6 +63,30 @@ def test_opcheck(form, dtype, packed, make_case):
 
 
 @pytest.mark.opcheck
+@pytest.mark.parametrize(("form", "dim"), [("rms", 4), ("layer", 4), ("layer", 300)])
+def test_results_are_dense_whatever_was_given(form, dim, make_case):
+    """As fake tensors say: a compiler trusts their strides."""
+
+    def tokens_last(x):
+        return x.transpose(1, 2).contiguous().transpose(1, 2)
+
+    case = make_case((2, 5, dim), **FORMS[form])
+    x, branch, *rest = arguments(case)
+    checks = ("test_schema", "test_faketensor")
+    given = (tokens_last(x), tokens_last(branch), *rest)
+    torch.library.opcheck(op.adaptive_norm_op, given, test_utils=checks)
+    residual, _, mean, rstd = op.adaptive_norm_op(*given)
+    upstream = [tokens_last(torch.randn_like(x)) for _ in range(2)]
+    every = [getattr(case, name) is not None for name in Needs._fields]
+    for seen in (residual, tokens_last(residual)):
+        torch.library.opcheck(
+            op.adaptive_norm_backward_op,
+            (seen, *given[1:8], mean, rstd, *upstream, every, *given[8:]),
+            test_utils=checks,
+        )
+
+
+@pytest.mark.opcheck
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("form", FORMS)
 def test_gradcheck(form, packed, make_case):
