@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ropewalk.blocks.checks import require_integer, require_number, require_positive
+from ropewalk.kernels.autocast import suspended
 
 Degradation = Callable[[Tensor, Tensor], Tensor]
 """degradation(x (batch, …), severity in [0, 1]) -> x of the same shape."""
@@ -33,7 +34,9 @@ def along(
     """Multiplies the given axis with a symmetric matrix, one for all samples or one each."""
     moved = x.movedim(axis, -1)
     lines = moved.reshape(x.shape[0], math.prod(moved.shape[1:-1]), moved.shape[-1])
-    return (lines @ matrices).reshape(moved.shape).movedim(-1, axis)
+    with suspended(x):  # a degradation is data, not a layer
+        lines = lines @ matrices
+    return lines.reshape(moved.shape).movedim(-1, axis)
 
 
 def require_axes(x: Tensor, axes: int, name: str) -> tuple[int, ...]:
@@ -77,7 +80,9 @@ class Blur:
             mode = mode.to(x.dtype)
             # Mode k turns πk/size per place; a blur of deviation d damps it by exp(−½(dπk/size)²).
             exponents = (math.pi * self.width * severity.reshape(-1, 1) * mode).square() / 2
-            x = along(x, axis, cosines.T @ ((-exponents).exp().unsqueeze(-1) * cosines))
+            with suspended(x):
+                matrices = cosines.T @ ((-exponents).exp().unsqueeze(-1) * cosines)
+            x = along(x, axis, matrices)
         return x
 
 

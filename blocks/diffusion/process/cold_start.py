@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ropewalk.blocks.diffusion.random import integers, normal_like
+from ropewalk.kernels.autocast import suspended
 
 START_LAWS = ("examples", "gaussian")
 
@@ -72,4 +73,6 @@ class FittedStart:
         flat = examples.reshape(count, -1).to(torch.promote_types(examples.dtype, torch.float32))
         mean = flat.mean(0)
         weights = normal_like(flat.new_empty(shape[0], count), generator)
-        return (mean + weights @ (flat - mean) / count**0.5).reshape(shape).to(dtype)
+        with suspended(flat):
+            drawn = mean + weights @ (flat - mean) / count**0.5
+        return drawn.reshape(shape).to(dtype)

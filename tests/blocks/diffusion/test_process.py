@@ -283,6 +283,24 @@ def test_the_prior_has_the_noise_of_the_schedule() -> None:
     assert prior.std() == pytest.approx(80.0, rel=0.03)
 
 
+@continuous
+def test_autocast_changes_nothing(process: Process) -> None:
+    x0 = data(process, 3, 1, 6, 5, dtype=torch.float32)
+    if isinstance(process, Cold):
+        process = process.fit(x0, law="gaussian")
+
+    def run() -> list[Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        noise = process.fresh(x0, generator=generator)
+        x_t = process.corrupt(x0, noise, 0.4)
+        prior = process.prior(x0.shape, generator=generator)
+        return [x_t, prior, process.loss(x0.sin(), x0, x_t, noise, 0.4)]
+
+    expected = run()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(map(torch.equal, run(), expected))
+
+
 @every
 def test_processes_are_values(process: Process) -> None:
     x0 = data(process, 3, 1, 4, 4)
