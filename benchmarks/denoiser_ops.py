@@ -71,16 +71,18 @@ class OpWorkload:
     Attributes:
         shape: the sizes.
         tensors: what the op takes, each with a gradient if the problem has one.
-        cos, sin: of a rotation, float32 (tokens, head_dim / 2).
+        cos, sin: of a rotation, float32 (tokens, head_dim / 2); empty elsewhere.
     """
 
     def __init__(self, shape: OpShape) -> None:
         self.shape = s = shape
         self._generator = torch.Generator(device=s.device).manual_seed(0)
         self.tensors = tuple(x.detach().requires_grad_(s.backward) for x in self._draw())
-        side = next(n for n in range(int(s.tokens**0.5), 0, -1) if s.tokens % n == 0)
-        places = grid_coordinates(side, s.tokens // side, device=s.device)
-        self.cos, self.sin = AxialRotary(s.dim // s.heads, 2).to(s.device)(places)
+        self.cos = self.sin = torch.empty(0, 0, device=s.device)
+        if s.kind == "qk-norm-rotary":
+            side = next(n for n in range(int(s.tokens**0.5), 0, -1) if s.tokens % n == 0)
+            places = grid_coordinates(side, s.tokens // side, device=s.device)
+            self.cos, self.sin = AxialRotary(s.dim // s.heads, 2).to(s.device)(places)
         outputs = self.oracle(tuple(x.detach()[:1] if x.ndim > 1 else x for x in self.tensors))
         self.upstream = tuple(self._normal(s.batch, *y.shape[1:]) for y in outputs)
         self._steps: dict[str, Step] = {}

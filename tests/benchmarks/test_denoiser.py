@@ -40,6 +40,19 @@ def test_ops_agree_with_their_definitions(kind, backward):
         assert problem.check(peer).error < 1e-6, peer
 
 
+def test_ops_can_be_made_in_full_size():
+    """Those of the GPU's sizes too, of one image."""
+    shapes = [
+        OpShape(**{**case.parameters, "dtype": torch.float32, "device": "cpu", "batch": 1})
+        for device in ("cpu", "cuda")
+        for case in make_suite("denoiser", device).cases
+        if case.figure
+    ]
+    assert {shape.kind for shape in shapes} == set(KINDS)
+    for shape in set(shapes):
+        OpWorkload(shape).build("torch")()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_half_precision_passes_with_room(kind):
     problem = op_workload(kind, torch.bfloat16, backward=True)
