@@ -27,7 +27,8 @@ from torch import Tensor
 from ropewalk.blocks.checks import require_number
 from ropewalk.blocks.diffusion.checks import Time, require_data
 from ropewalk.blocks.diffusion.parametrisation import Parametrisation, parametrisation
-from ropewalk.blocks.diffusion.process.process import Affine, check_rho, mix, require_schedule
+from ropewalk.blocks.diffusion.process.affine import Affine, mix
+from ropewalk.blocks.diffusion.process.process import check_rho, require_schedule
 from ropewalk.blocks.diffusion.random import gamma_like, normal_like
 from ropewalk.blocks.diffusion.schedule import Schedule
 
