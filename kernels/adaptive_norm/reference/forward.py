@@ -85,14 +85,14 @@ def _normed(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """The normed values, and every token's mean and 1 / deviation, (batch, tokens, 1)."""
     if x.shape[2] > NARROW:
         return torch.native_layer_norm(x, x.shape[2:], None, None, eps)
-    mean = x.mean(-1, keepdim=True).contiguous()
+    mean = x.mean(-1, keepdim=True)
     away = x - mean
     rstd = _inverse_root_mean_square(away, eps)
     return away.mul_(rstd), mean, rstd
 
 
 def _inverse_root_mean_square(x: Tensor, eps: float) -> Tensor:
-    square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().contiguous()
+    square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
     return square.div_(x.shape[2]).add_(eps).rsqrt_()
 
 

@@ -63,22 +63,24 @@ def test_opcheck(form, dtype, packed, make_case):
 
 
 @pytest.mark.opcheck
-@pytest.mark.parametrize(("form", "dim"), [("rms", 4), ("layer", 4), ("layer", 300)])
-def test_results_are_dense_whatever_was_given(form, dim, make_case):
+@pytest.mark.parametrize("branch", [False, True])
+@pytest.mark.parametrize(("norm", "dim"), [("rms", 4), ("layer", 4), ("layer", 300)])
+def test_results_are_dense_whatever_was_given(norm, dim, branch, make_case):
     """As fake tensors say: a compiler trusts their strides."""
 
-    def tokens_last(x):
-        return x.transpose(1, 2).contiguous().transpose(1, 2)
+    def batch_last(x):
+        return x.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
-    case = make_case((2, 5, dim), **FORMS[form])
-    x, branch, *rest = arguments(case)
+    case = make_case((2, 5, dim), norm=norm, branch=branch)
+    x, added, *rest = arguments(case)
     checks = ("test_schema", "test_faketensor")
-    given = (tokens_last(x), tokens_last(branch), *rest)
+    given = (batch_last(x), batch_last(added) if branch else None, *rest)
     torch.library.opcheck(op.adaptive_norm_op, given, test_utils=checks)
     residual, _, mean, rstd = op.adaptive_norm_op(*given)
-    upstream = [tokens_last(torch.randn_like(x)) for _ in range(2)]
+    upstream = [batch_last(torch.randn_like(x)) for _ in range(1 + branch)]
+    upstream = upstream if branch else [None, *upstream]
     every = [getattr(case, name) is not None for name in Needs._fields]
-    for seen in (residual, tokens_last(residual)):
+    for seen in (residual if branch else x, given[0]):
         torch.library.opcheck(
             op.adaptive_norm_backward_op,
             (seen, *given[1:8], mean, rstd, *upstream, every, *given[8:]),
