@@ -4,9 +4,10 @@
     f = (α'/α)·x        g² = 2σσ' − 2(α'/α)σ²
 
 w = g is the reverse SDE and w = 0 the probability flow; w² = η·g² in between, with stochasticity η.
-With ∇log p = −ε̂/σ and g² = 2σ(σ' − σα'/α) the drift has no α below it but in g²:
+With ∇log p = −ε̂/σ and g² = 2σ(σ' − σα'/α) the drift is α'x̂₀ + σ'ε̂ + ½(w²/σ)·ε̂. Its first two
+terms are integrated over the step as they are, so that without noise this is DDIM's step:
 
-    dx = (α'x̂₀ + σ'ε̂ + ½(w²/σ)·ε̂) dt + w dW
+    x_s = x_t + (α_s − α_t)·x̂₀ + (σ_s − σ_t)·ε̂ − ½(w²/σ)·(t − s)·ε̂ + w·√(t − s)·z
 
 Where α = 0, at the start of schedules that reach it, g² is infinite and one step of whatever length
 replaces the noise altogether. A w of one's own can be finite there.
@@ -51,9 +52,11 @@ class SDE(Solver):
         schedule, dtype, duration = run.process.schedule, x.dtype, t - s
         x, predicted = x.to(wide(x)), x0.to(wide(x))
         noise = run.process.noise(x, predicted, t)
-        on_noise = schedule.sigma_derivative(t) + squared / (2 * schedule.sigma(t))
-        x = x - (duration * schedule.alpha_derivative(t)).to(x) * predicted
-        x = x - (duration * on_noise).to(x) * noise
+        on_data = schedule.alpha(s) - schedule.alpha(t)
+        on_noise = (
+            schedule.sigma(s) - schedule.sigma(t) - duration * squared / (2 * schedule.sigma(t))
+        )
+        x = x + on_data.to(x) * predicted + on_noise.to(x) * noise
         if squared > 0:
             x = x + (squared * duration).sqrt().to(x) * run.normal(x)
         return Stepped(x.to(dtype), x0)

@@ -100,7 +100,7 @@ def test_their_flow_matching_is_ours():
     scheduler, start = FlowMatchEulerDiscreteScheduler(shift=2.0), torch.randn(2, 1, 3, 3)
     process = Gaussian(RectifiedFlow(), "flow")
     theirs = sample_with_scheduler(scheduler, model, process, start.shape, steps=8, start=start)
-    times = scheduler.sigmas.double()
+    times = torch.as_tensor(scheduler.sigmas, dtype=torch.float64)
     ours = sample(model, process, start.shape, times=times, start=start)
     torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-4)
 

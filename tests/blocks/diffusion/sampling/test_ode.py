@@ -100,21 +100,20 @@ def test_many_probes_come_near_the_trace(mixture):
     """Many probes come near the trace; other generators give others."""
     schedule = RectifiedFlow()
     process, x = Gaussian(schedule, "x0"), mixture.draw(3)
-    exact = log_likelihood(mixture.denoiser(schedule), process, x, **TIGHT)
+    exact = log_likelihood(mixture.denoiser(schedule), process, x)
     estimates = [
         log_likelihood(
             mixture.denoiser(schedule),
             process,
             x,
             trace="hutchinson",
-            probes=16,
+            probes=8,
             generator=torch.Generator().manual_seed(seed),
-            **TIGHT,
         )
         for seed in (0, 1)
     ]
     assert not torch.equal(*estimates)
-    torch.testing.assert_close(sum(estimates) / 2, exact, rtol=0, atol=0.3)
+    torch.testing.assert_close(sum(estimates) / 2, exact, rtol=0, atol=0.4)
 
 
 def test_the_density_integrates_to_one_over_a_poisson_flow(gaussian):

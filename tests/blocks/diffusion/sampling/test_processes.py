@@ -10,7 +10,7 @@ from ropewalk.blocks.diffusion.process import Cold, Edit, Mask, PoissonFlow
 from ropewalk.blocks.diffusion.sampler import sample
 from ropewalk.blocks.diffusion.schedule import Cosine, Karras, RectifiedFlow
 
-VOCABULARY, LENGTH, COUNT = 3, 3, 20000
+VOCABULARY, LENGTH, COUNT = 3, 3, 10000
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +53,14 @@ def unmasking(joint):
 
 
 @pytest.mark.parametrize(
-    ("solver", "stochasticity"),
-    [("ancestral", None), ("euler", 0.0), ("euler", 0.2)],
+    ("schedule", "solver", "stochasticity"),
+    [
+        (RectifiedFlow(), "ancestral", None),
+        (Cosine(), "euler", 0.0),
+        (RectifiedFlow(), "euler", 0.2),
+    ],
     ids=["ancestral", "euler", "remasking"],
 )
-@pytest.mark.parametrize("schedule", [RectifiedFlow(), Cosine()], ids=str)
 def test_unmasking_gives_the_joint_distribution(joint, schedule, solver, stochasticity):
     found = histogram(
         sample(
@@ -70,9 +73,9 @@ def test_unmasking_gives_the_joint_distribution(joint, schedule, solver, stochas
             generator=torch.Generator().manual_seed(1),
         )
     )
-    # Half the sum of |differences|: about √(27/2πn) = .015 from sampling; two tokens that are
+    # Half the sum of |differences|: about √(27/2πn) = .02 from sampling; two tokens that are
     # unmasked in one step are drawn apart.
-    assert 0.5 * (found - joint[1]).abs().sum() < 0.04
+    assert 0.5 * (found - joint[1]).abs().sum() < 0.05
     # It could fail: drawing the tokens apart altogether is far away.
     apart = sample(unmasking(joint), Mask(VOCABULARY, schedule), (COUNT, LENGTH), steps=1)
     assert 0.5 * (histogram(apart) - joint[1]).abs().sum() > 0.2
@@ -99,7 +102,7 @@ def test_editing_gives_the_joint_distribution(joint):
         each = torch.where(states[:, None] == states, 1 - rate, rate / (VOCABULARY - 1))
         return posterior(joint, each.double().prod(-1))[code(x, VOCABULARY)]
 
-    found = histogram(sample(model, process, (COUNT // 2, LENGTH), steps=150, solver="ancestral"))
+    found = histogram(sample(model, process, (COUNT // 2, LENGTH), steps=120, solver="ancestral"))
     assert 0.5 * (found - joint[1]).abs().sum() < 0.05
 
 

@@ -170,7 +170,9 @@ def test_half_precision_models_have_a_float32_loss_and_gradients():
     loss = denoising_loss(lambda x, t, y: layer(x), Gaussian(Cosine(), "v"), x0)
     assert loss.dtype == torch.float32
     loss.mean().backward()
-    assert layer.weight.grad.dtype == torch.bfloat16
+    gradient = layer.weight.grad
+    assert gradient is not None
+    assert gradient.dtype == torch.bfloat16
 
 
 def test_samples_of_one_element_and_empty_batches():
