@@ -1,21 +1,31 @@
 """Other sizes than the trained one: a frequency rule for each axis, by how much that axis grew.
 
 A model that has seen grids of 16 × 16 reads one of 32 × 32 with frequencies for twice the length on
-each axis; of 16 × 32 on the second only. The rules are the library's own for long contexts.
+each axis; of 16 × 32 on the second only. The rules are the library's own for long contexts. On grids
+of a few cells their promise, that fast planes may stay as they are because training saw all their
+angles, does not hold: NTK then reads angles that were never trained, and "yarn" interpolates all
+planes, as it should those that made no full turn.
 Sources: FiT, arXiv 2402.12376 §3.3, and FiTv2, arXiv 2410.13925, for NTK and YaRN on two axes.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 from ropewalk.blocks.rotary import Default, FrequencyRule, Linear, NTKAware, YaRN
 
 AxisRule = Callable[[float, int], FrequencyRule]
 
+
+def _yarn(factor: float, trained: int) -> FrequencyRule:
+    """YaRN; its ramp, whose ends are whole planes, would keep the fastest plane on any grid."""
+    return YaRN(factor, original_length=trained) if trained >= 2 * math.pi else Linear(factor)
+
+
 RULES: dict[str, AxisRule] = {
     "none": lambda factor, trained: Default(),
     "linear": lambda factor, trained: Linear(factor),
     "ntk": lambda factor, trained: NTKAware(factor),
-    "yarn": lambda factor, trained: YaRN(factor, original_length=trained),
+    "yarn": _yarn,
 }
 
 

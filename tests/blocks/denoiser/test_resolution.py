@@ -11,7 +11,9 @@ from ropewalk.blocks.rotary import Default, Linear, NTKAware, YaRN, grid_coordin
 
 def test_each_axis_has_the_rule_of_its_own_growth():
     assert axis_rules("ntk", (8, 6), (4, 6)) == (NTKAware(2.0), Default())
-    assert axis_rules("yarn", (8, 9), (4, 6)) == (YaRN(2.0, 4), YaRN(1.5, 6))
+    assert axis_rules("yarn", (16, 24), (8, 16)) == (YaRN(2.0, 8), YaRN(1.5, 16))
+    # On six cells no plane makes a full turn.
+    assert axis_rules("yarn", (12, 14), (6, 7)) == (Linear(2.0), YaRN(2.0, 7))
     assert axis_rules("linear", (2, 6), (4, 3)) == (Default(), Linear(2.0))
     assert axis_rules(lambda factor, trained: Linear(factor * trained), (8,), (4,)) == (
         Linear(8.0),
@@ -56,9 +58,9 @@ def test_linear_interpolation_reads_every_second_place_as_trained(make_denoiser,
 
 
 def test_axes_of_unequal_growth_have_unequal_temperatures(make_denoiser):
-    model = make_denoiser().at_size((32, 8), rule="yarn")
+    model = make_denoiser(16).at_size((64, 16), rule="yarn")
     cos, _ = model.rotary(torch.zeros(1, 2, dtype=torch.int64))
-    assert cos[0, :2].tolist() == pytest.approx([YaRN(4.0, 4).attention_factor()] * 2)
+    assert cos[0, :2].tolist() == pytest.approx([YaRN(4.0, 8).attention_factor()] * 2)
     assert cos[0, 2:].tolist() == [1.0, 1.0]
 
 
