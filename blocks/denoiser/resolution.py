@@ -1,9 +1,9 @@
 """Other sizes than the trained one: a frequency rule for each axis, by how much that axis grew.
 
 A model that has seen grids of 16 × 16 reads one of 32 × 32 with frequencies for twice the length on
-each axis; of 16 × 32 on the second only. The rules are the library's own for long contexts. On grids
-of a few cells their promise, that fast planes may stay as they are because training saw all their
-angles, does not hold: NTK then reads angles that were never trained, and "yarn" interpolates all
+each axis; of 16 × 32 on the second only. The rules are the library's own for long contexts. Their
+promise, that fast planes may stay as they are because training saw all their angles, does not hold
+on grids of a few cells: NTK then reads angles that were never trained, and "yarn" interpolates all
 planes, as it should those that made no full turn.
 Sources: FiT, arXiv 2402.12376 §3.3, and FiTv2, arXiv 2410.13925, for NTK and YaRN on two axes.
 """
