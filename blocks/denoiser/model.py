@@ -259,7 +259,9 @@ class DiffusionTransformer(nn.Module):
                 "frequencies to change; it reads other sizes as it is"
             )
         other = copy.copy(self)
-        other._modules = dict(self._modules)
+        # The same parameters and parts, in tables of its own.
+        for table in ("_modules", "_parameters", "_buffers"):
+            other.__dict__[table] = dict(self.__dict__[table])
         other.frequency = axis_rules(rule, grid, trained)
         build = parts.Builder(self.dim, self.depth, self.heads, len(grid), self.options)
         other.rotary = build.rotary(other.frequency)

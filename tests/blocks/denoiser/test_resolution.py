@@ -30,6 +30,9 @@ def test_weights_are_shared_and_the_model_is_left_as_it_is(make_denoiser, rotary
     assert torch.equal(model(x, t), before)
     pairs = zip(model.parameters(), other.parameters(), strict=True)
     assert all(ours is theirs for ours, theirs in pairs)
+    other.registers = torch.nn.Parameter(torch.zeros(1, 32))
+    assert model.registers is None
+    other.registers = None
     with torch.no_grad():
         model.head.bias.add_(1.0)
     assert (other(x, t) - before).abs().max() > 0.5
