@@ -9,6 +9,7 @@ run over gloo.
 """
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -131,11 +132,18 @@ def started(sharding: Sharding | None, device: torch.device) -> Iterator[Ranks]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # A group that is there already belongs to whoever made it.
+    own = not dist.is_initialized()
+    if own:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield Ranks(dist.get_rank(), count, device, sharding or "ddp")
+        with warnings.catch_warnings():
+            # FSDP2 warns of what would follow if a block's output were written to in place.
+            warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
+            yield Ranks(dist.get_rank(), count, device, sharding or "ddp")
     finally:
-        dist.destroy_process_group()
+        if own:
+            dist.destroy_process_group()
 
 
 def whole(tensor: Tensor) -> Tensor:

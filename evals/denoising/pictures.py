@@ -81,7 +81,8 @@ def loss_picture(losses: dict[str, Any], *, dark: bool = False) -> bytes:
     axes.plot(steps, values, color=chosen.all, alpha=0.3, linewidth=0.7)
     window = max(1, len(values) // 30)
     smooth = np.convolve(values, np.ones(window) / window, mode="valid")
-    axes.plot(steps[window - 1 :], smooth, color=chosen.all, linewidth=2)
+    middle = (window - 1) // 2
+    axes.plot(steps[middle : middle + len(smooth)], smooth, color=chosen.all, linewidth=2)
     low, high = np.quantile(values, [0.0, 0.98])
     axes.set_ylim(low - 0.05 * (high - low) - 1e-6, high + 0.05 * (high - low) + 1e-6)
     axes.grid(axis="y", color=chosen.quiet, alpha=0.25, linewidth=0.6)

@@ -1,9 +1,10 @@
 """What a user asks `ropewalk denoise` for, and the checks that need no picture."""
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
-from ropewalk.evals.denoising.data import DIGITS, ImageData, digits
+from ropewalk.evals.denoising.data import DIGITS, MISSING, ImageData, digits
 from ropewalk.evals.denoising.parallel import SHARDINGS, Sharding
 from ropewalk.evals.denoising.recipe import Recipe
 from ropewalk.evals.denoising.results import NAME
@@ -58,6 +59,8 @@ class DenoiseRequest:
         """
         from ropewalk.evals.denoising.folder import COLOURS
 
+        if any(find_spec(package) is None for package in ("sklearn", "PIL")):
+            raise InputError(MISSING)
         if self.sharding is not None and self.sharding not in SHARDINGS:
             raise InputError(f"--sharding expects ddp or fsdp, got {self.sharding!r}")
         if self.checkpoint_every < 1:

@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,10 @@ from PIL import Image
 
 from ropewalk.evals import cli
 from ropewalk.evals.denoising import checkpoint, load_denoiser, results
-from ropewalk.evals.denoising.recipe import PROCESSES
+from ropewalk.evals.denoising.job import denoise
+from ropewalk.evals.denoising.recipe import DISCRETE, PROCESSES, Recipe
+from ropewalk.evals.denoising.request import DenoiseRequest
+from ropewalk.evals.denoising.sampling import Sampling
 from ropewalk.evals.run_folder import LOCK
 
 SMALL = ["--dim", "16", "--depth", "1", "--heads", "2", "--batch-size", "16", "--steps", "3"]
@@ -23,6 +28,12 @@ QUICK = ["--samples", "20", "--sampling-steps", "2", "--threads", "1"]
 def run(out: Path, *more: str) -> int:
     """The command on a model so small that it takes a second."""
     return cli.run(["denoise", "--out", str(out), *SMALL, *QUICK, *more])
+
+
+def quick(out: Path, **changes: Any) -> DenoiseRequest:
+    """The same request from Python, which draws no report."""
+    given = {"dim": 16, "depth": 1, "heads": 2, "batch_size": 16, "steps": 3, **changes}
+    return DenoiseRequest(out, recipe=Recipe(**given), sampling=Sampling(samples=20, steps=2))
 
 
 def refusal(capsys, out: Path, *more: str) -> str:
@@ -71,11 +82,9 @@ def test_a_run_leaves_figures_weights_samples_and_a_report(tmp_path, capsys):
 
 def test_a_finished_run_is_drawn_again_and_other_samples_need_no_training(tmp_path, capsys):
     out = tmp_path / "run"
-    assert run(out) == 0
+    denoise(quick(out))
     trained = (out / checkpoint.NAME).read_bytes()
     figures = results.read(out)
-    for name in ("samples.png", "report.html"):
-        (out / name).unlink()
     assert cli.run(["report", str(out)]) == 0
     assert (out / "samples.png").exists()
     assert (out / "report.html").exists()
@@ -83,8 +92,8 @@ def test_a_finished_run_is_drawn_again_and_other_samples_need_no_training(tmp_pa
     assert run(out) == 0
     assert "training" not in capsys.readouterr().err
     assert results.read(out) == figures
-    assert run(out, "--guidance", "3", "--solver", "euler") == 0
-    guided = results.read(out)
+    guidance = Sampling(samples=20, steps=2, guidance=3.0, solver="euler")
+    guided = denoise(replace(quick(out), sampling=guidance))
     assert guided["sampling"]["guidance"] == 3.0
     assert guided["measured"] != figures["measured"]
     assert guided["losses"] == figures["losses"]
@@ -92,7 +101,7 @@ def test_a_finished_run_is_drawn_again_and_other_samples_need_no_training(tmp_pa
 
 
 def test_the_denoiser_of_a_run_can_be_loaded(tmp_path):
-    assert run(tmp_path / "run", "--registers", "2", "--mixer", "hybrid") == 0
+    denoise(quick(tmp_path / "run", registers=2, mixer="hybrid", adaln="shared"))
     model, process = load_denoiser(tmp_path / "run")
     kept = checkpoint.read_tensors(tmp_path / "run" / checkpoint.NAME)[0]
     for name, value in model.named_parameters():
@@ -104,8 +113,13 @@ def test_the_denoiser_of_a_run_can_be_loaded(tmp_path):
 
 @pytest.mark.parametrize("process", PROCESSES)
 def test_every_process_runs_to_its_report(process, tmp_path):
-    assert run(tmp_path / "run", "--process", process, "--steps", "2") == 0
-    assert results.read(tmp_path / "run")["configuration"]["recipe"]["process"] == process
+    patch_size = 1 if process in DISCRETE else 2
+    content = denoise(quick(tmp_path / "run", process=process, patch_size=patch_size, steps=2))
+    assert content == results.read(tmp_path / "run")
+    assert content["configuration"]["recipe"]["process"] == process
+    pictures = results.read_samples(tmp_path / "run")["samples"]
+    assert pictures.shape == (20, 1, 8, 8)
+    assert len(pictures.unique()) > 2
 
 
 @pytest.mark.parametrize("classes", [2, 0])
@@ -150,16 +164,17 @@ def test_a_run_that_is_killed_continues_to_the_bit(tmp_path, capsys):
     assert not results.read(out)["complete"]
     assert run(out, *long) == 0
     assert f"continuing: {state.step} of 60 steps are done" in capsys.readouterr().err
-    assert run(tmp_path / "whole", *long) == 0
+    denoise(quick(tmp_path / "whole", steps=60))
     killed, whole = (results.read(tmp_path / name) for name in ("killed", "whole"))
     assert killed["losses"] == whole["losses"]
     assert killed["measured"] == whole["measured"]
+    assert killed["configuration"] == whole["configuration"]
     assert [session["from"] for session in killed["sessions"]] == [0, state.step]
 
 
 def test_other_options_are_refused_by_name_and_nothing_is_touched(tmp_path, capsys):
     out = tmp_path / "run"
-    assert run(out) == 0
+    denoise(quick(out))
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     capsys.readouterr()
     assert run(out, "--dim", "32", "--rate", "0.1") == 2
@@ -171,7 +186,7 @@ def test_other_options_are_refused_by_name_and_nothing_is_touched(tmp_path, caps
 
 def test_a_damaged_file_of_a_run_is_refused(tmp_path, capsys):
     out = tmp_path / "run"
-    assert run(out) == 0
+    denoise(quick(out))
     content = json.loads((out / results.NAME).read_text())
     del content["measured"]["frechet"]
     (out / results.NAME).write_text(json.dumps(content))
@@ -214,6 +229,11 @@ def test_a_damaged_file_of_a_run_is_refused(tmp_path, capsys):
 )
 def test_bad_input_ends_with_a_line_before_any_work(options, expected, tmp_path, capsys):
     assert expected in refusal(capsys, tmp_path / "run", *options.split())
+
+
+def test_a_missing_package_names_the_extra(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("ropewalk.evals.denoising.request.find_spec", lambda _: None)
+    assert "pip install 'ropewalk[diffusion]'" in refusal(capsys, tmp_path / "run")
 
 
 def test_a_folder_that_holds_something_else_is_refused(tmp_path, capsys):
