@@ -8,6 +8,8 @@ Grouped-query heads (arXiv 2305.13245), query-key normalisation before the rotat
 distance rule. Keys are cached unrotated. Time O(seq²·dim), memory O(seq·dim).
 """
 
+from typing import TypeGuard
+
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
@@ -24,6 +26,7 @@ from ropewalk.kernels.rotary_attention import (
     validation,
 )
 from ropewalk.kernels.rotary_attention.kinds import kind
+from ropewalk.kernels.rotary_attention.norms import Norms
 
 __all__ = ["KeyValueCache", "RotaryAttention"]
 
@@ -154,9 +157,12 @@ class RotaryAttention(nn.Module):
             )
         if cache is not None and not torch.compiler.is_compiling():
             cache.claim(self)
-        query = self.query_norm(self._heads(self.query_projection(x)))
-        key = self.key_norm(self._heads(self.key_projection(x)))
+        query = self._heads(self.query_projection(x))
+        key = self._heads(self.key_projection(x))
         value = self._heads(self.value_projection(x))
+        norms = self._norms() if cache is None else Norms()  # keys are cached as they are normed
+        if norms.query_weight is None:
+            query, key = self.query_norm(query), self.key_norm(key)
         key_positions, by_index = positions, True
         if cache is not None:
             queries = x.shape[1]
@@ -180,11 +186,24 @@ class RotaryAttention(nn.Module):
             cu_seqlens_query=cu_seqlens,
             attention_mask=attention_mask,
             backend=self.backend,
+            query_norm_weight=norms.query_weight,
+            key_norm_weight=norms.key_weight,
+            norm_eps=norms.eps,
         )
         if cache is not None:
             cache.commit(key.shape[2], by_index=by_index)
         assert isinstance(y, Tensor)  # without return_logsumexp there is one result
         return self.output_projection(y.transpose(1, 2).flatten(2))
+
+    def _norms(self) -> Norms:
+        """The norms that attention can do with its rotation; none where the modules must run.
+
+        That is where somebody has put others in their place, or looks at what they do.
+        """
+        query, key = self.query_norm, self.key_norm
+        if _as_made(query) and _as_made(key) and query.eps is not None and query.eps == key.eps:
+            return Norms(query.weight, key.weight, query.eps)
+        return Norms()
 
     def _heads(self, x: Tensor) -> Tensor:
         """(batch, seq, heads · head_dim) → (batch, heads, seq, head_dim)."""
@@ -200,3 +219,9 @@ class RotaryAttention(nn.Module):
         if not self.causal:
             parts.append("causal=False")
         return ", ".join(parts)
+
+
+def _as_made(norm: nn.Module) -> TypeGuard[nn.RMSNorm]:
+    """Whether a module is an RMSNorm over a head, and nobody's hooks are on it."""
+    hooks = (norm._forward_hooks, norm._forward_pre_hooks, norm._backward_hooks)
+    return type(norm) is nn.RMSNorm and not any(hooks) and not norm._backward_pre_hooks

@@ -3,6 +3,7 @@
 The call:
     attention.py   the public function: positions, branches, dispatch
     plain.py       the plain rule as torch has it
+    norms.py       norms of queries and keys before the rotation
     positions.py   where queries and keys are by default
     protocols.py   what a rotary embedding and a distance rule look like to the op
     kinds.py       what kind of thing was passed

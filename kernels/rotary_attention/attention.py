@@ -11,6 +11,7 @@ from ropewalk.kernels.autocast import cast_inputs
 from ropewalk.kernels.rotary_attention import plain, positions, validation
 from ropewalk.kernels.rotary_attention.backend import Backend, check_backend
 from ropewalk.kernels.rotary_attention.kinds import require_tensor
+from ropewalk.kernels.rotary_attention.norms import Norms
 from ropewalk.kernels.rotary_attention.op import rotary_attention_op
 from ropewalk.kernels.rotary_attention.protocols import (
     Branch,
@@ -47,6 +48,9 @@ def rotary_attention(
     log_n: QueryScale | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    query_norm_weight: Float[Tensor, " head_dim"] | None = None,
+    key_norm_weight: Float[Tensor, " head_dim"] | None = None,
+    norm_eps: float = 1e-6,
     sinks: Float[Tensor, " heads"] | None = None,
     key_lengths: Int[Tensor, " batch"] | None = None,
     cu_seqlens_query: Int[Tensor, " sequences_and_one"] | None = None,
@@ -86,6 +90,9 @@ def rotary_attention(
         log_n: factor on each query by its position, such as `ropewalk.blocks.rotary.LogN(512)`.
         sliding_window: hide keys at this distance and beyond.
         softcap: c, bounds scores by c·tanh(s/c).
+        query_norm_weight: of an RMSNorm over each head's queries before all else; None for none.
+        key_norm_weight: of one over each head's keys.
+        norm_eps: added to the norms' mean squares.
         sinks: a logit per head that takes probability and has no value.
         key_lengths: (batch,), keys from this index on are hidden, as in a cache that is not full.
             What lies there is never read, so that it may be uninitialised. Lengths above the number
@@ -116,8 +123,8 @@ def rotary_attention(
             nothing that `F.scaled_dot_product_attention` does not give, is that function of
             rotated tensors under "auto", on every device.
 
-    Gradients flow to query, key, value and sinks, and to a learned `log_n`. They have no gradient
-    of their own (no double backward), and `torch.func.grad` does not reach them.
+    Gradients flow to query, key, value, sinks and norms, and to a learned `log_n`. They have no
+    gradient of their own (no double backward), and `torch.func.grad` does not reach them.
 
     Returns:
         Output (batch, heads, query, value_dim) in the query's dtype; with `return_logsumexp` also
@@ -147,6 +154,8 @@ def rotary_attention(
     validation.check_rule(distance, causal=causal)
     validation.check_rotary(rotary, query.shape[-1], len(distance.branches))
     validation.check_log_n(log_n)
+    norms = Norms(query_norm_weight, key_norm_weight, norm_eps)
+    norms.check(query, key)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
     validation.check_sinks(sinks, query)
     validation.check_key_lengths(key_lengths, query)
@@ -180,13 +189,8 @@ def rotary_attention(
     query_factor = None
     if log_n is not None and query_at is not None:
         query_factor = _query_factor(log_n, query_at, query)
-    if query_factor is not None and query_factor.requires_grad:
-        # A learned scale: the operator has no gradient for it, a product outside has.
-        query = (query * query_factor[:, None, :, None]).to(query.dtype)
-        query_factor = None
-
     extras = (sliding_window, softcap, sinks, key_lengths, attention_mask, cu_query)
-    if (
+    is_plain = (
         backend == "auto"
         and len(distance.branches) == 1
         and all(extra is None for extra in extras)
@@ -195,7 +199,16 @@ def rotary_attention(
         and plain.suits(query, key, value, causal=causal, by_index=by_index)
         # Torch's attention accumulates gradients in any order on a GPU, unless torch forbids it.
         and (query.device.type == "cpu" or not deterministic)
-    ):
+    )
+    # A factor on queries comes after their norm.
+    if not is_plain or rotary is None or query_factor is not None:
+        query, key = norms.applied(query, key)
+        norms = Norms()
+    if query_factor is not None and query_factor.requires_grad:
+        # A learned scale: the operator has no gradient for it, a product outside has.
+        query = (query * query_factor[:, None, :, None]).to(query.dtype)
+        query_factor = None
+    if is_plain:
         if query_factor is not None:
             query = (query * query_factor[:, None, :, None]).to(query.dtype)
         if rotary is not None:
@@ -206,7 +219,7 @@ def rotary_attention(
             wide = torch.promote_types(query.dtype, torch.float32)
             query, key = plain.rotated(
                 query, key, branch.query(query_at, wide), branch.key(key_at, wide), frequencies,
-                factor, rotary.layout,
+                factor, rotary.layout, norms,
             )  # fmt: skip
         return plain.attend(query, key, value, causal=causal, scale=scale)
     output, logsumexp = rotary_attention_op(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ropewalk.kernels.rotary import rotate_query_key
+from ropewalk.kernels.rotary_attention.norms import Norms
 from ropewalk.kernels.rotary_attention.protocols import Layout
 
 # Keys up to which torch's attention answers one query sooner than an operator of ours is called.
@@ -39,11 +40,15 @@ def rotated(
     frequencies: Tensor,
     factor: Tensor | float,
     layout: Layout,
+    norms: Norms,
 ) -> tuple[Tensor, Tensor]:
-    """Query and key turned to positions (1 | batch, sequence)."""
+    """Query and key normed and turned to positions (1 | batch, sequence)."""
     cos, sin = _cos_sin(query_at, frequencies, factor, query)
     key_cos, key_sin = _cos_sin(key_at, frequencies, factor, key)
-    return rotate_query_key(query, key, cos, sin, layout=layout, key_cos=key_cos, key_sin=key_sin)
+    return rotate_query_key(
+        query, key, cos, sin, layout=layout, key_cos=key_cos, key_sin=key_sin,
+        query_norm_weight=norms.query_weight, key_norm_weight=norms.key_weight, norm_eps=norms.eps,
+    )  # fmt: skip
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: float) -> Tensor:

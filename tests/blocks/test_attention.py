@@ -239,3 +239,64 @@ def test_parts_of_the_wrong_kind(options, message):
 def test_repr_shows_what_differs_from_plain():
     module = layer(distance=ReRoPE(5), softcap=3.0)
     assert "heads=4, kv_heads=2, distance=ReRoPE(window=5), softcap=3.0" in repr(module)
+
+
+def normed_layer(**options) -> RotaryAttention:
+    module = layer(qk_norm=True, **options)
+    with torch.no_grad():
+        module.query_norm.weight.uniform_(0.5, 2)
+        module.key_norm.weight.uniform_(0.5, 2)
+    return module
+
+
+def outcome(module, x):
+    y = module(x)
+    leaves = list(module.parameters())
+    return [y.detach(), *torch.autograd.grad(y.square().sum(), leaves)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"causal": False},
+        {"rotary": None},
+        {"log_n": LogN(4)},
+        {"distance": ReRoPE(5)},
+        {"sliding_window": 7},
+        {"backend": "reference"},
+    ],
+    ids=str,
+)
+def test_norms_with_the_rotation_are_the_modules(options):
+    """A hook wants the modules to run, and sees what they give."""
+    module, x, seen = normed_layer(**options), stream(), []
+    found = outcome(module, x)
+    for norm in (module.query_norm, module.key_norm):
+        norm.register_forward_hook(lambda module, given, y: seen.append(y.shape))
+    expected = outcome(module, x)
+    assert seen == [(2, 4, 19, 8), (2, 2, 19, 8)]
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * (1 + theirs.abs().max()))
+
+
+def test_norms_and_rotation_are_one_pass_where_they_can_be(monkeypatch):
+    module, x = normed_layer(), stream()
+    expected = module(x)
+    monkeypatch.setattr(torch.nn.RMSNorm, "forward", None)
+    monkeypatch.setattr(F, "rms_norm", None)
+    torch.testing.assert_close(module(x), expected, rtol=0, atol=0)
+    with torch.no_grad(), pytest.raises(TypeError):
+        module(x, cache=KeyValueCache())  # which holds keys as they are normed
+
+
+def test_norms_that_somebody_put_in_are_run():
+    module, x = normed_layer(), stream()
+    module.query_norm = torch.nn.LayerNorm(8)
+    module.key_norm = torch.nn.Identity()
+    query = F.layer_norm(module.query_projection(x).unflatten(-1, (4, 8)), (8,))
+    bare = layer()
+    bare.load_state_dict(module.state_dict(), strict=False)
+    bare.query_projection = torch.nn.Identity()
+    bare.query_projection.forward = lambda _: query.flatten(-2)
+    torch.testing.assert_close(module(x), bare(x))

@@ -57,6 +57,18 @@ TENSORS = {
 }
 
 OPTIONS = {
+    "norm of another width": (
+        {"query_norm_weight": torch.ones(3)},
+        r"query_norm_weight: expected shape \(8,\).*got \(3,\)",
+    ),
+    "norm of whole numbers": (
+        {"key_norm_weight": torch.ones(8, dtype=torch.int64)},
+        "key_norm_weight: expected a floating-point tensor",
+    ),
+    "negative norm epsilon": (
+        {"norm_eps": -1.0},
+        "norm_eps: expected a finite number of at least 0",
+    ),
     "rule edges": ({"distance": Rule(edges=())}, "one edge fewer.*0 edges and 2 branches"),
     "window 0": ({"distance": Rule(edges=(0,))}, "window.*at least 1.*(0,)"),
     "unit 0": ({"distance": Rule(unit=0)}, "unit 0"),
