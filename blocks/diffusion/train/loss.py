@@ -17,6 +17,7 @@ from ropewalk.blocks.checks import require_number
 from ropewalk.blocks.diffusion.checks import wide
 from ropewalk.blocks.diffusion.predict import Model, Predictor
 from ropewalk.blocks.diffusion.process import Affine, Process
+from ropewalk.blocks.diffusion.sampler.calls import SamplingPredictor
 from ropewalk.blocks.diffusion.train.learned_variance import LearnedVariance
 from ropewalk.blocks.diffusion.train.times import Times, Uniform
 from ropewalk.blocks.diffusion.train.weighting import Weighting, loss_weights
@@ -42,6 +43,8 @@ def denoising_loss(
     Example:
         >>> process = Gaussian(RectifiedFlow(), "flow")
         >>> loss = denoising_loss(model, process, images, labels, times=LogitNormal()).mean()
+
+    As in `sample`, the model is given its own dtype, whatever the data's.
 
     Args:
         model: `model(x_t, t, condition)`; of twice the channels if it learns its variance.
@@ -69,7 +72,7 @@ def denoising_loss(
             process does not define. After it: a model that does or does not give a variance.
         TypeError: data that the process is not for, or a condition that cannot be dropped.
     """
-    predictor = Predictor(model, process)
+    predictor = SamplingPredictor(model, process)
     if not isinstance(x0, Tensor) or x0.ndim == 0:
         raise TypeError(f"x0: expected a tensor (batch, …), got {x0!r}")
     if learned_variance is not None and process.kind != "gaussian":

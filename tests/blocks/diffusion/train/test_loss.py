@@ -181,12 +181,34 @@ def test_samples_of_one_element_and_empty_batches():
     assert denoising_loss(lambda x, t, y: x, process, torch.randn(0, 2)).shape == (0,)
 
 
+class InItsOwn(nn.Module):
+    """A layer that is told the state in its own dtype."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.layer = nn.Linear(4, 4, dtype=dtype)
+
+    def forward(self, x_t, t, condition):
+        assert x_t.dtype == self.layer.weight.dtype
+        return self.layer(x_t)
+
+
+@pytest.mark.parametrize("data", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("own", [torch.bfloat16, torch.float64])
+def test_models_are_trained_in_their_own_dtype_whatever_the_datas(own, data):
+    model, process, x0 = InItsOwn(own), Gaussian(RectifiedFlow(), "flow"), torch.randn(3, 4)
+    loss = denoising_loss(model, process, x0.to(data))
+    assert loss.dtype == torch.promote_types(data, torch.float32)
+    loss.mean().backward()
+    assert model.layer.weight.grad.isfinite().all()
+
+
 def test_the_loss_compiles_with_its_model():
     process, x0 = Gaussian(RectifiedFlow(), "flow"), torch.randn(3, 4)
-    layer = nn.Linear(4, 4)
+    model = InItsOwn(torch.bfloat16)
 
     def loss(x):
-        return denoising_loss(lambda x_t, t, y: layer(x_t), process, x, weighting="v")
+        return denoising_loss(model, process, x, weighting="v")
 
     torch.manual_seed(0)
     expected = loss(x0)
