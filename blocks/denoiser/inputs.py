@@ -74,9 +74,16 @@ def check_times(t: Tensor, batch: int, device: torch.device) -> Float[Tensor, " 
 
 
 def check_classes(
-    y: Tensor | None, batch: int, num_classes: int, device: torch.device
+    y: Tensor | None,
+    batch: int,
+    num_classes: int,
+    device: torch.device,
+    *,
+    wait: bool = False,
 ) -> Int[Tensor, " batch"] | None:
-    """Refuses classes that the model does not have; their values are read on a CPU only.
+    """Refuses classes that the model does not have.
+
+    Their values are read on a CPU only, or with `wait` wherever they can be read.
 
     Raises:
         TypeError: not a tensor of integers.
@@ -91,7 +98,8 @@ def check_classes(
         raise TypeError(f"y: expected classes, an int64 tensor, got {kind}")
     if tuple(y.shape) != (batch,):
         raise ValueError(f"y: expected ({batch},), a class for each array, got {tuple(y.shape)}")
-    readable = y.device.type == "cpu" and type(y) is Tensor and not torch.compiler.is_compiling()
+    here = y.device.type == "cpu" or (wait and not y.is_meta)
+    readable = here and type(y) is Tensor and not torch.compiler.is_compiling()
     if readable and batch and not 0 <= int(y.min()) <= int(y.max()) <= num_classes:
         raise ValueError(
             f"y: expected classes 0 … {num_classes - 1}, or {num_classes} for none, got "

@@ -134,6 +134,18 @@ class DiffusionTransformer(nn.Module):
         """The class that stands for none."""
         return self.num_classes or None
 
+    def check_condition(self, condition: Tensor | None, batch: int) -> None:
+        """Refuses classes that a call with them would refuse, or on a device stumble over.
+
+        `sample` asks once before its first step; a forward on a device does not wait for values.
+
+        Raises:
+            ValueError: classes for a model without, another number of them, or out of their range.
+            TypeError: not a tensor of integers.
+        """
+        device = condition.device if isinstance(condition, Tensor) else torch.device("cpu")
+        check_classes(condition, batch, self.num_classes, device, wait=True)
+
     def forward(
         self,
         x: Shaped[Tensor, "batch ..."] | Sequence[Shaped[Tensor, "..."]],

@@ -155,7 +155,7 @@ def sample_with_scheduler(
         )
     wanted, table = parametrisation_of(scheduler), schedule_of(scheduler)
     check_shape(shape, start)
-    check_condition(shape, condition)
+    check_condition(shape, condition, model)
     predictor = SamplingPredictor(model, process)
     check_guidance(guidance, predictor, condition, process)
     predict = guided(predictor, guidance, condition)

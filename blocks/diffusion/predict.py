@@ -2,8 +2,9 @@
 
 A model is any callable `model(x_t, t, condition)` with t of shape (batch,) and a condition that may
 be None. If it has an attribute `null_condition`, guidance finds there what stands for "no
-condition". `Predictor` scales its input, tells it the time, checks the shape of what it gives, and
-reads that as the process's parametrisation says.
+condition"; if it has a method `check_condition(condition, batch)`, `sample` asks it before any work
+whether it takes the condition. `Predictor` scales its input, tells it the time, checks the shape of
+what it gives, and reads that as the process's parametrisation says.
 """
 
 from collections.abc import Callable

@@ -53,7 +53,7 @@ class ClassifierFree(Guidance):
             ValueError: no condition, no null condition, or one of another shape.
             TypeError: a condition that is no tensor, nor dicts and tuples of tensors.
         """
-        _joined(condition, self._null(predict, condition), "condition")
+        _joined(condition, self._null(predict, condition), "condition", None)
 
     def __call__(
         self,
@@ -64,7 +64,7 @@ class ClassifierFree(Guidance):
         process: Process,
     ) -> Prediction:
         """One call of the model at twice the batch."""
-        joined = _joined(condition, self._null(predict, condition), "condition")
+        joined = _joined(condition, self._null(predict, condition), "condition", len(x_t))
         if self.scale == 0:
             return predict(x_t, t, condition)
         times = torch.cat((t, t)) if isinstance(t, Tensor) and t.ndim == 1 else t
@@ -89,19 +89,28 @@ class ClassifierFree(Guidance):
         return null
 
 
-def _joined(condition: Any, null: Any, name: str) -> Any:
-    """The condition, and behind it as much of the null condition."""
+def _joined(condition: Any, null: Any, name: str, batch: int | None) -> Any:
+    """The condition, and behind it as much of the null condition; a batch of None is not known."""
     if isinstance(condition, Tensor):
+        if batch is not None and condition.ndim > 0 and len(condition) != batch:
+            raise ValueError(
+                f"{name}: expected one entry for each of {batch} samples, got shape "
+                f"{tuple(condition.shape)}"
+            )
         return torch.cat((condition, _null_like(condition, null, name)))
     if isinstance(condition, dict) and isinstance(null, dict) and condition.keys() == null.keys():
-        return {key: _joined(condition[key], null[key], f"{name}[{key!r}]") for key in condition}
+        return {
+            key: _joined(condition[key], null[key], f"{name}[{key!r}]", batch) for key in condition
+        }
     if (
         isinstance(condition, tuple | list)
         and isinstance(null, tuple | list)
         and len(condition) == len(null)
     ):
         pairs = enumerate(zip(condition, null, strict=True))
-        return tuple(_joined(one, other, f"{name}[{index}]") for index, (one, other) in pairs)
+        return tuple(
+            _joined(one, other, f"{name}[{index}]", batch) for index, (one, other) in pairs
+        )
     raise TypeError(
         f"{name}: expected a tensor (batch, …), or dicts and tuples of them with a null condition "
         f"of the same structure, got {type(condition).__name__} and {type(null).__name__}"

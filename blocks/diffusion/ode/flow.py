@@ -65,7 +65,7 @@ class Flow:
         return place(self.coordinate, self.schedule.alpha(t), self.schedule.sigma(t))
 
     def time_of(self, clock: Tensor) -> Tensor:
-        """t at a value of τ; a clock in float32 may lie a rounding beyond the ends."""
+        """The time at a value of τ; a clock in float32 may lie a rounding beyond the ends."""
         first = self.first_time.to(clock.device)
         ends = self.at(first).clock, self.at(torch.ones_like(first)).clock
         within = torch.minimum(torch.maximum(clock.double(), ends[0]), ends[1])
@@ -84,7 +84,7 @@ def check_flow(process: Process, coordinate: Coordinate, least_noise: float) -> 
 
     Raises:
         ValueError: another process than an affine one, an unknown coordinate, one that is infinite
-            at t = 1, or no noise left to divide by.
+            at t = 1, no noise left to divide by, or all the noise that the schedule has.
     """
     if process.kind not in AFFINE:
         raise ValueError(
@@ -98,6 +98,12 @@ def check_flow(process: Process, coordinate: Coordinate, least_noise: float) -> 
             "take 'flow' or 'angle'"
         )
     require_positive("ode", least_noise=least_noise)
+    most = float(process.schedule.sigma(1.0) / process.schedule.alpha(1.0))
+    if least_noise >= most:
+        raise ValueError(
+            f"least_noise: expected less than the schedule's σ/α at t = 1, {most:g}, got "
+            f"{least_noise!r}"
+        )
 
 
 def solver_library() -> ModuleType:

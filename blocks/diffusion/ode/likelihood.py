@@ -4,9 +4,9 @@ The flow is invertible, so its density follows the divergence of the slope on th
 
     log p(y at the data) = log p(y at t = 1) + ∫ div slope dτ
 
-and x₀ = x_t/α = y·scale/α at the data's end, where t is just above 0. The divergence is the trace of a Jacobian of N × N: "exact"
-takes N vector products, "hutchinson" the mean of eᵀJe over random signs e, unbiased, drawn once for
-the whole path.
+and x₀ = x_t/α = y·scale/α at the data's end, where t is just above 0. The divergence is the trace
+of a Jacobian of N × N: "exact" takes N vector products, "hutchinson" the mean of eᵀJe over random
+signs e, unbiased, drawn once for the whole path.
 
 Source: Grathwohl et al., arXiv 1810.01367; Song et al., arXiv 2011.13456, §4.3.
 """
@@ -91,7 +91,7 @@ def log_likelihood(
         raise ValueError(f"trace: expected 'exact' or 'hutchinson', got {trace!r}")
     if not isinstance(x0, Tensor) or not x0.is_floating_point() or x0.ndim == 0:
         raise TypeError("x0: expected a floating-point tensor (batch, …)")
-    check_condition(x0.shape, condition)
+    check_condition(x0.shape, condition, model)
     check_guidance(guidance, predictor, condition, process)
     check_generator(generator, x0.device)
     solver_library()

@@ -71,7 +71,7 @@ def sample_ode(
     check_flow(process, coordinate, least_noise)
     require_positive("sample_ode", rtol=rtol, atol=atol)
     check_shape(shape, start)
-    check_condition(shape, condition)
+    check_condition(shape, condition, model)
     check_guidance(guidance, predictor, condition, process)
     solver_library()
     predict = guided(predictor, guidance, condition)

@@ -80,24 +80,35 @@ def checked_temperature(temperature: float) -> float:
 
 
 def check_shape(shape: Sequence[int], start: Tensor | None) -> None:
-    """Raises unless the shape has a batch, and `start` is of it."""
+    """Raises unless the shape has a batch, and `start` is a tensor of it."""
+    if not isinstance(shape, Sequence):
+        raise TypeError(f"sample.shape: expected integers (batch, …), got {shape!r}")
     for extent in shape:
         require_integer("sample", 0, shape=extent)
     if len(shape) == 0:
         raise ValueError("sample.shape: expected (batch, …), got ()")
+    if start is not None and not isinstance(start, Tensor):
+        raise TypeError(f"sample.start: expected a tensor, got {type(start).__name__}")
     if start is not None and start.shape != tuple(shape):
         raise ValueError(
             f"sample.start: expected the shape {tuple(shape)}, got {tuple(start.shape)}"
         )
 
 
-def check_condition(shape: Sequence[int], condition: Any) -> None:
-    """Raises unless a condition that is a tensor has one entry for each sample."""
+def check_condition(shape: Sequence[int], condition: Any, model: Any) -> None:
+    """Raises unless a condition that is a tensor has one entry for each sample.
+
+    A model with a method `check_condition(condition, batch)` says itself what it does not take,
+    on a device too, where its forward would rather not wait for the values.
+    """
     if isinstance(condition, Tensor) and condition.shape[:1] != tuple(shape[:1]):
         raise ValueError(
             f"sample.condition: expected one for each of {shape[0]} samples, "
             f"got shape {tuple(condition.shape)}"
         )
+    own = getattr(model, "check_condition", None)
+    if callable(own):
+        own(condition, shape[0])
 
 
 def check_guidance(guidance: Any, predictor: Predictor, condition: Any, process: Process) -> None:
@@ -112,8 +123,23 @@ def check_guidance(guidance: Any, predictor: Predictor, condition: Any, process:
         check(predictor, condition, process)
 
 
+def check_calls(callback: object, progress: object) -> None:
+    """Raises unless what is called during a run can be called."""
+    if callback is not None and not callable(callback):
+        raise TypeError(
+            f"sample.callback: expected None or a callable (step, x, x0, t), got {callback!r}"
+        )
+    if not isinstance(progress, bool) and not callable(progress):
+        raise TypeError(
+            "sample.progress: expected True, False or a function that wraps an iterable, got "
+            f"{progress!r}"
+        )
+
+
 def check_generator(generator: torch.Generator | None, device: torch.device) -> None:
     """Raises unless the generator draws where the states are."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"sample.generator: expected a torch.Generator, got {generator!r}")
     if generator is not None and generator.device.type != device.type:
         raise ValueError(
             f"sample.generator: expected a generator on {device.type!r}, where the samples are, "

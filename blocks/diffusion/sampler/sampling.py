@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
+from ropewalk.blocks.diffusion.checks import require_data, require_tokens
 from ropewalk.blocks.diffusion.predict import Model
-from ropewalk.blocks.diffusion.process import Process
+from ropewalk.blocks.diffusion.process import Discrete, Process
 from ropewalk.blocks.diffusion.sampler.calls import (
     SamplingPredictor,
     guided,
@@ -24,6 +25,7 @@ from ropewalk.blocks.diffusion.sampler.calls import (
     weight_of,
 )
 from ropewalk.blocks.diffusion.sampler.checks import (
+    check_calls,
     check_condition,
     check_generator,
     check_guidance,
@@ -116,7 +118,8 @@ def sample(
             f"got {temperature!r}"
         )
     check_shape(shape, start)
-    check_condition(shape, condition)
+    check_calls(callback, progress)
+    check_condition(shape, condition, model)
     check_guidance(guidance, predictor, condition, process)
     run = Run(
         process,
@@ -157,6 +160,10 @@ def first_state(
     weight = weight_of(model)
     if start is not None:
         x = start.to(start.device if device is None else device, dtype or start.dtype)
+        if isinstance(process, Discrete):
+            require_tokens("start", x, process.states)
+        else:
+            require_data("start", x)
         check_generator(generator, x.device)
         return x
     if weight is not None:

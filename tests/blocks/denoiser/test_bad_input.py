@@ -71,6 +71,23 @@ def test_classes_for_a_model_without():
         DiffusionTransformer(*SIZES)(X, T, Y)
 
 
+@pytest.mark.parametrize(
+    ("labels", "error", "message"),
+    [
+        (torch.tensor([0, 4]), ValueError, "0 … 2, or 3 for none, got 0 … 4"),
+        (torch.tensor([0]), ValueError, r"expected \(2,\), a class for each"),
+        ([0, 1], TypeError, "expected classes, an int64 tensor, got list"),
+    ],
+)  # fmt: skip
+def test_labels_are_refused_before_anything_is_sampled(labels, error, message):
+    """Asked once by the sampler, since a forward on a device does not wait for their values."""
+    model = DiffusionTransformer(*SIZES, num_classes=3)
+    with pytest.raises(error, match=message):
+        model.check_condition(labels, 2)
+    assert model.check_condition(Y, 2) is None
+    assert model.check_condition(None, 2) is None
+
+
 def test_tokens_for_a_model_of_data():
     model = DiffusionTransformer(4, 1, None, 32, 1, 4, vocabulary=5)
     with pytest.raises(TypeError, match="expected int64 tokens, got"):

@@ -186,10 +186,21 @@ def never(x, t, y):
         (Gaussian(Cosine(), "v"), {"coordinate": "time"}, "expected one of"),
         (Gaussian(Cosine(), "v"), {"rtol": 0.0}, "rtol"),
         (Gaussian(Cosine(), "v"), {"least_noise": 0.0}, "least_noise"),
+        (Gaussian(Karras(), "x0"), {"least_noise": 80.0}, "less than .* at t = 1, 80, got"),
         (Gaussian(Cosine(), "v"), {"solver": "rk99"}, "rk99"),
         (Gaussian(Cosine(), "v"), {"condition": torch.zeros(3)}, "expected one for each of 2"),
     ],
-    ids=["mask", "cold", "sigma", "coordinate", "rtol", "noise", "solver", "condition"],
+    ids=[
+        "mask",
+        "cold",
+        "sigma",
+        "coordinate",
+        "rtol",
+        "noise",
+        "all noise",
+        "solver",
+        "condition",
+    ],
 )
 def test_refuses_before_the_model_runs(process, options, message):
     with pytest.raises(ValueError, match=message):

@@ -10,6 +10,7 @@ from torch import nn
 
 from ropewalk.blocks.diffusion import Gaussian
 from ropewalk.blocks.diffusion.guidance import AutoGuidance, ClassifierFree, Interval
+from ropewalk.blocks.diffusion.ode import log_likelihood, sample_ode
 from ropewalk.blocks.diffusion.process import Cold, Edit, Mask, PoissonFlow
 from ropewalk.blocks.diffusion.sampler import sample
 from ropewalk.blocks.diffusion.schedule import Cosine, Karras, LinearBeta, RectifiedFlow
@@ -373,12 +374,42 @@ def test_refuses_before_the_model_runs(changes, message):
         ({"steps": 2.0}, "expected an integer ≥ 1"),
         ({"stochasticity": "much"}, r"a number in \[0, 1\]"),
         ({"guidance": 2.0}, "guidance: expected None or a callable"),
+        ({"shape": 2}, r"shape: expected integers \(batch, …\), got 2"),
+        ({"start": [[0.0] * 3] * 2}, "start: expected a tensor, got list"),
+        ({"start": torch.zeros(2, 3).long()}, "start: expected floating-point data"),
+        ({"start": torch.zeros(2, 3), "process": TOKENS}, "start: expected integer tokens"),
+        ({"generator": 3}, r"generator: expected a torch\.Generator, got 3"),
+        ({"callback": 3}, r"callback: expected None or a callable \(step, x, x0, t\), got 3"),
+        ({"progress": 3}, "progress: expected True, False or a function"),
     ],
 )
 def test_refuses_what_is_of_another_kind(changes, message):
     options = {"model": never, "process": PROCESS, "shape": (2, 3), "steps": 2} | changes
     with pytest.raises(TypeError, match=message):
         sample(**options)
+
+
+def test_a_model_may_refuse_a_condition_before_any_work():
+    class Choosy:
+        __call__ = staticmethod(never)
+
+        def check_condition(self, condition, batch):
+            raise ValueError(f"no {condition} for {batch}")
+
+    for run in (sample, sample_ode):
+        options = {"steps": 2} if run is sample else {}
+        with pytest.raises(ValueError, match="no red for 2"):
+            run(Choosy(), PROCESS, (2, 3), condition="red", **options)
+    with pytest.raises(ValueError, match="no red for 2"):
+        log_likelihood(Choosy(), PROCESS, torch.zeros(2, 3), condition="red")
+
+
+def test_conditions_of_another_batch_are_not_guided():
+    """Also within dicts and tuples, of which `sample` alone does not know what they hold."""
+    condition = {"text": torch.zeros(3), "more": (torch.zeros(2),)}
+    guidance = ClassifierFree(1.0, null={"text": 0, "more": (0,)})
+    with pytest.raises(ValueError, match=r"condition\['text'\]: expected one entry for each of 2"):
+        sample(never, PROCESS, (2, 3), steps=1, condition=condition, guidance=guidance)
 
 
 def test_refuses_solvers_that_cannot_be():
