@@ -15,6 +15,7 @@ means two things in two files. Each `kernels/<op>` and every layer above uses th
     pairs       rotary_dim / 2, the number of planes that are rotated, one frequency each
     axes        coordinates of a position in n-D: (time, row, column) of a video
     dim         width of the residual stream
+    hidden      width between the two products of a feed-forward
     vocabulary  number of tokens that can be predicted
     columns     a slice of the vocabulary: what one rank, or one tile, holds of it
 

@@ -85,11 +85,19 @@ def _op_case(shape: OpShape, quick: bool) -> Case:
         name=_op_name(shape),
         parameters=shape.parameters,
         work=denoiser_op_work(shape),
-        peers=(*ours, *(peer for peer in OP if not (quick and peer.endswith("-compiled")))),
+        peers=(
+            *ours,
+            *(peer for peer in OP if peer != "torch-compiled" or _compiles(shape, quick)),
+        ),
         make=lambda: OpWorkload(shape),
         figure=f"{shape.kind}, {_pass(shape)}",
         x="batch",
     )
+
+
+def _compiles(shape: OpShape, quick: bool) -> bool:
+    """A compilation takes seconds: once for each op and pass."""
+    return not quick and shape.batch == (256 if shape.device == "cuda" else 16)
 
 
 def _pass(shape: ModelShape | OpShape) -> str:
