@@ -5,16 +5,25 @@ size in each block, of about fourteen that a block keeps. Both are made again fr
 is kept anyway, by one pass over it. This is done where the tensors are saved, so that it goes for
 every mixer and feed-forward. Hooks that are at work already, those of `torch.utils.checkpoint` or
 `save_on_cpu`, get the stream to keep in the norm's place. Compilers plan memory by themselves.
+
+Autograd does not see what hooks keep: that nothing of it was changed in place is checked here.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-Hook = Callable[[Any], Any]
+from ropewalk.kernels.autocast import AUTOCAST_DEVICES
+
+
+class _Kept(NamedTuple):
+    """A tensor as it was when it was saved."""
+
+    tensor: Tensor
+    version: int
 
 
 class _Remade(NamedTuple):
@@ -31,21 +40,25 @@ def remade(h: Tensor, make: Callable[..., Tensor], *of: Tensor) -> Iterator[None
     """Within it, whatever wants to keep `h` for a backward keeps `of` instead.
 
     Args:
-        h: contiguous.
+        h: contiguous. Once it is changed in place it is kept as any other tensor.
         make: gives `h` again, bit by bit, when it is called with `of`.
         *of: tensors that are kept anyway.
+
+    Raises:
+        RuntimeError: in the backward, as autograd does: what was kept has been changed since.
     """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling() or not _allowed():
         yield
         return
     outer = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    keep, give = outer if outer is not None else (_itself, _itself)
+    keep, give = outer if outer is not None else (_keep, _unchanged)
     storage, start = h.untyped_storage()._cdata, h.storage_offset()
-    sources = list(of)
+    dtype, version = h.dtype, h._version
+    sources, as_now = list(of), _autocast_as_now(h.device.type)
 
     def pack(tensor: Tensor) -> Any:
-        same = tensor.dtype == h_dtype and tensor.untyped_storage()._cdata == storage
-        if not same:
+        same = tensor.dtype == dtype and tensor.untyped_storage()._cdata == storage
+        if not same or tensor._version != version:
             return keep(tensor)
         kept = tuple(keep(x) for x in sources)
         return _Remade(kept, tensor.size(), tensor.stride(), tensor.storage_offset() - start)
@@ -53,11 +66,10 @@ def remade(h: Tensor, make: Callable[..., Tensor], *of: Tensor) -> Iterator[None
     def unpack(packed: Any) -> Tensor:
         if not isinstance(packed, _Remade):
             return give(packed)
-        with torch.no_grad():
+        with torch.no_grad(), as_now():
             made = make(*(give(x) for x in packed.kept))
         return made.as_strided(packed.size, packed.stride, packed.offset)
 
-    h_dtype = h.dtype
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield
     sources.clear()  # both hooks live as long as what they packed
@@ -71,5 +83,30 @@ def _allowed() -> bool:
     )
 
 
-def _itself(x: Any) -> Any:
-    return x
+def _autocast_as_now(kind: str) -> Callable[[], AbstractContextManager[object]]:
+    """Makes contexts in which autocast is what it is now, wherever the backward runs."""
+    if kind not in AUTOCAST_DEVICES:
+        return nullcontext
+    enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+
+    def as_now() -> AbstractContextManager[object]:
+        if not enabled and not torch.is_autocast_enabled(kind):
+            return nullcontext()
+        return torch.autocast(kind, dtype=dtype, enabled=enabled)
+
+    return as_now
+
+
+def _keep(tensor: Tensor) -> _Kept:
+    return _Kept(tensor, tensor._version)
+
+
+def _unchanged(kept: _Kept) -> Tensor:
+    if kept.tensor._version != kept.version:
+        raise RuntimeError(
+            "one of the variables needed for gradient computation has been modified by an inplace "
+            f"operation: {kept.tensor.dtype} of shape {tuple(kept.tensor.shape)} is at version "
+            f"{kept.tensor._version}, expected version {kept.version}; go back before an optimizer "
+            "steps, or change a copy"
+        )
+    return kept.tensor

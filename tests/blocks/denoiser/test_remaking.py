@@ -172,3 +172,49 @@ def test_nothing_is_hooked_without_gradients(make_denoiser, monkeypatch):
     arguments, _ = call()
     with torch.no_grad():
         make_denoiser()(*arguments)
+
+
+def test_changed_in_place_before_it_is_kept(make_denoiser, monkeypatch):
+    """A mixer or a hook may write into the norm: that is then what has to be kept."""
+    denoiser = make_denoiser(**KINDS["dit"])
+
+    def write(_, given):
+        given[0].mul_(1.5)
+
+    for one in denoiser.blocks:
+        one.feed_forward.register_forward_pre_hook(write)
+    arguments, upstream = call()
+    found = gradients(denoiser, arguments, upstream)
+    with kept_norms(monkeypatch):
+        expected = gradients(denoiser, arguments, upstream)
+    assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("name", ["mixer.qkv", "feed_forward.input"])
+def test_weights_that_change_before_the_backward_are_noticed(make_denoiser, name):
+    """As autograd notices it where nothing is hooked."""
+    denoiser = make_denoiser(**KINDS["dit"])
+    arguments, upstream = call()
+    out = denoiser(*arguments)
+    with torch.no_grad():
+        denoiser.blocks[0].get_submodule(name).weight.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.backward(upstream)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_tokens_under_autocast(make_denoiser, monkeypatch, inside):
+    """Their stream begins in float32 and is normed in bfloat16, wherever the backward runs."""
+    denoiser = make_denoiser((4,), 1, None, vocabulary=5)
+    tokens, t, y = torch.randint(0, 6, (2, 4)), torch.rand(2), torch.arange(2)
+
+    def of_tokens():
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = denoiser(tokens, t, y).float().square().sum()
+        with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+            return torch.autograd.grad(loss, list(denoiser.parameters()))
+
+    found = of_tokens()
+    with kept_norms(monkeypatch):
+        expected = of_tokens()
+    assert all(map(torch.equal, found, expected))
