@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ropewalk.blocks.checks import require_integer
+from ropewalk.blocks.diffusion.checks import require_tokens
 from ropewalk.blocks.diffusion.parametrisation import PARAMETRISATIONS, Parametrisation
 from ropewalk.blocks.diffusion.predict import Model
 from ropewalk.blocks.diffusion.process import Affine, Gaussian
@@ -51,8 +52,13 @@ def configuration(scheduler: Any) -> dict[str, Any]:
 
 
 def is_flow_matching(scheduler: Any) -> bool:
-    """Whether a scheduler's noise levels are those of rectified flow: it has no betas."""
-    return not any(name.startswith("beta") for name in configuration(scheduler))
+    """Whether a scheduler's noise levels are those of rectified flow.
+
+    Those made for it have a shift and no betas; others are told to with `use_flow_sigmas`.
+    """
+    config = configuration(scheduler)
+    betas = any(name.startswith("beta") for name in config)
+    return bool(config.get("use_flow_sigmas")) or ("shift" in config and not betas)
 
 
 def schedule_of(scheduler: Any) -> Schedule:
@@ -65,11 +71,11 @@ def schedule_of(scheduler: Any) -> Schedule:
         `Tabulated`, or `RectifiedFlow`, `Shifted` if it is.
 
     Raises:
-        TypeError: neither of them.
+        TypeError: neither of them, such as EDM's, whose models are preconditioned.
     """
     config = configuration(scheduler)
     if is_flow_matching(scheduler):
-        shift = float(config.get("shift") or 1.0)
+        shift = float(config.get("shift") or config.get("flow_shift") or 1.0)
         return RectifiedFlow() if shift == 1 else Shifted(RectifiedFlow(), shift)
     table = getattr(scheduler, "alphas_cumprod", None)
     if table is None:
@@ -229,6 +235,27 @@ class DiffusersDenoiser(nn.Module):
         whole = k.round()
         return torch.where((k - whole).abs() < 1e-3, whole, k).to(t.dtype)
 
+    def check_condition(self, condition: Any, batch: int) -> None:
+        """Refuses class labels that a DiT does not have; `sample` asks before its first step.
+
+        Raises:
+            TypeError: no integers.
+            ValueError: another number of them, or out of their range.
+        """
+        classes = getattr(getattr(self.model, "config", None), "num_embeds_ada_norm", None)
+        if self._condition != "class_labels" or classes is None:
+            return
+        if condition is None or isinstance(condition, Mapping):
+            return
+        if isinstance(condition, Tensor) and not condition.is_meta:
+            condition = condition.cpu()  # once, where their values can be read
+        require_tokens("condition", condition, classes + 1, "class labels")
+        if tuple(condition.shape) != (batch,):
+            raise ValueError(
+                f"condition: expected a class label for each of {batch} samples, got shape "
+                f"{tuple(condition.shape)}"
+            )
+
     def forward(
         self, x_t: Float[Tensor, "batch ..."], t: Float[Tensor, " batch"], condition: Any = None
     ) -> Tensor:
@@ -237,8 +264,11 @@ class DiffusersDenoiser(nn.Module):
         Args:
             x_t: the state.
             t: in [0, 1].
-            condition: None, what the model takes for its condition, or a dict of its arguments.
+            condition: what the model takes for its condition, or a dict of its arguments. None is
+                the null condition, of a model of class labels that has one.
         """
+        if condition is None and self._condition == "class_labels":
+            condition = self._no_class(x_t)
         arguments = {self._state: x_t, "timestep": self.timestep(t), "return_dict": False}
         if isinstance(condition, Mapping):
             arguments.update(condition)
@@ -250,6 +280,11 @@ class DiffusersDenoiser(nn.Module):
                 )
             arguments[self._condition] = condition
         return self.model(**arguments)[0]
+
+    def _no_class(self, x_t: Tensor) -> Tensor | None:
+        if self.null_condition is None:
+            return None
+        return torch.as_tensor(self.null_condition, device=x_t.device).expand(x_t.shape[0])
 
 
 class FromDiffusers(NamedTuple):

@@ -7,9 +7,11 @@ from diffusers import (
     DDPMScheduler,
     DiTTransformer2DModel,
     DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    IPNDMScheduler,
     UNet2DModel,
     UniPCMultistepScheduler,
 )
@@ -32,6 +34,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 TABLE = Tabulated.linear_beta(1000)
 BETAS = {"beta_schedule": "linear", "timestep_spacing": "trailing"}
+FLOW_SIGMAS = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 MEAN, VARIANCE = 0.6, 0.3
 
 
@@ -58,8 +61,13 @@ def exact(schedule):
         (UniPCMultistepScheduler, BETAS),
         (FlowMatchEulerDiscreteScheduler, {}),
         (FlowMatchEulerDiscreteScheduler, {"shift": 3.0}),
+        (DPMSolverMultistepScheduler, FLOW_SIGMAS),
+        (UniPCMultistepScheduler, {**FLOW_SIGMAS, "flow_shift": 2.0}),
     ],
-    ids=["ddim", "ddim v", "ddim x0", "euler", "heun", "dpm", "unipc", "flow", "shifted flow"],
+    ids=[
+        *("ddim", "ddim v", "ddim x0", "euler", "heun", "dpm", "unipc", "flow", "shifted flow"),
+        *("dpm flow", "unipc shifted flow"),
+    ],
 )
 @pytest.mark.parametrize("schedule", [RectifiedFlow(), Cosine(), LinearBeta()], ids=str)
 def test_any_scheduler_drives_a_model_of_any_schedule(kind, config, schedule):
@@ -145,6 +153,25 @@ def test_our_sampler_drives_a_transformer_of_diffusers():
         assert not torch.allclose(other, found)
 
 
+def test_labels_of_a_transformer_are_checked_before_it_runs():
+    model, process = from_diffusers(tiny_transformer(), DDIMScheduler(**BETAS))
+    model.forward = None  # not to be reached
+    for labels, message in (
+        (torch.tensor([0, 6]), r"class labels in \[0, 6\), got values from 0 to 6"),
+        (torch.tensor([[0], [1]]), "a class label for each of 2 samples"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sample(model, process, (2, 2, 4, 4), steps=1, condition=labels)
+    with pytest.raises(TypeError, match="expected integer tokens"):
+        sample(model, process, (2, 2, 4, 4), steps=1, condition=torch.tensor([0.0, 1.0]))
+
+
+def test_no_condition_is_the_class_of_none():
+    model, _ = from_diffusers(tiny_transformer(), DDIMScheduler(**BETAS))
+    x, t = torch.randn(2, 2, 4, 4), torch.tensor([0.5, 0.2])
+    assert torch.equal(model(x, t), model(x, t, torch.tensor([5, 5])))
+
+
 def test_a_unet_without_conditions():
     torch.manual_seed(0)
     unet = UNet2DModel(
@@ -205,3 +232,7 @@ def test_refuses_what_is_no_scheduler_or_model():
         from_diffusers(torch.nn.Linear(2, 2), DDIMScheduler())
     with pytest.raises(TypeError, match="alphas_cumprod"):
         schedule_of({"num_train_timesteps": 10, "beta_start": 0.1})
+    # Neither betas nor flow matching: other noise levels, or a preconditioned model.
+    for kind in (EDMEulerScheduler, IPNDMScheduler):
+        with pytest.raises(TypeError, match="expected alphas_cumprod, or flow matching"):
+            sample_with_scheduler(kind(), never, process, (2, 2), steps=3)
