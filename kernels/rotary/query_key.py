@@ -6,9 +6,12 @@ from torch import Tensor
 
 from ropewalk.kernels.autocast import cast_inputs
 from ropewalk.kernels.backends import Backend, check_backend
+from ropewalk.kernels.plain import check_transformable, is_transformed
 from ropewalk.kernels.rotary import validation
 from ropewalk.kernels.rotary.inplace import rotate_inplace
 from ropewalk.kernels.rotary.op import rotate_query_key_op
+from ropewalk.kernels.rotary.reference import composite
+from ropewalk.kernels.rotary.rotation import Rotation
 from ropewalk.kernels.shapes import Layout
 
 
@@ -61,7 +64,8 @@ def rotate_query_key(
 
     Raises:
         ValueError: sizes, dtypes or devices that do not fit, tables that need a gradient, an
-            impossible backend, or a norm in place while its gradient is needed.
+            impossible backend, a norm in place while its gradient is needed, or in place under
+            `torch.func` and forward differentiation, which see ordinary torch.
         TypeError: a dtype or an object of the wrong kind.
         RuntimeError: in place on a leaf that requires a gradient, as in torch.
 
@@ -96,6 +100,10 @@ def rotate_query_key(
     validation.check_norm("key_norm_weight", key_norm_weight, key)
     validation.check_eps(norm_eps)
     if inplace:
+        if is_transformed():
+            raise ValueError(
+                "inplace: expected False under torch.func and in forward differentiation, got True"
+            )
         validation.check_inplace(query, key, query_norm_weight, key_norm_weight)
 
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
@@ -105,6 +113,9 @@ def rotate_query_key(
     )
     tables = (query_cos, query_sin, key_cos, key_sin)
     weights = (query_norm_weight, key_norm_weight)
+    if is_transformed():
+        check_transformable(backend)
+        return composite(query, key, Rotation(*tables, *weights, float(norm_eps), layout, False))
     if inplace:
         return rotate_inplace(query, key, tables, weights, float(norm_eps), layout, backend)
     return rotate_query_key_op(

@@ -11,7 +11,7 @@ arXiv 2104.09864, §3.2). The layouts differ only in which dimensions are paired
 Dimensions from rotary_dim on pass through. The work is one read and one write of x.
 
 `forward` and `backward` do so for queries and keys, after an RMSNorm (arXiv 1910.07467) over each
-head where there are weights: z = x · w / √(mean(x²) + eps).
+head where there are weights: z = x · w / √(mean(x²) + eps). `composite` does the same out of place.
 """
 
 import torch
@@ -49,6 +49,24 @@ def forward(
     r = rotation
     _forward(query, query_out, r.query_cos, r.query_sin, r.query_weight, r)
     _forward(key, key_out, r.key_cos, r.key_sin, r.key_weight, r)
+
+
+def composite(query: Tensor, key: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+    """What `forward` writes, not inverse, in steps that transforms of torch.func look into."""
+    r = rotation
+    return (
+        _composite(query, r.query_cos, r.query_sin, r.query_weight, r),
+        _composite(key, r.key_cos, r.key_sin, r.key_weight, r),
+    )
+
+
+def _composite(
+    x: Tensor, cos: Tensor, sin: Tensor, weight: Tensor | None, rotation: Rotation
+) -> Tensor:
+    wide = x.to(cos.dtype)
+    if weight is not None:
+        wide = wide * _inverse_rms(wide, rotation.eps) * weight.to(wide.dtype)
+    return rotate_reference(wide, cos[:, None], sin[:, None], rotation.layout).to(x.dtype)
 
 
 def _forward(

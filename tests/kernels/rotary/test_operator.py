@@ -157,3 +157,31 @@ def test_inputs_are_left_alone(inputs):
 def test_importing_it_does_not_import_triton():
     code = "import sys, ropewalk.kernels.rotary; sys.exit('triton' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("norms", [(False, False), (True, False)], ids=str)
+def test_transforms(inputs, layout, norms):
+    """Forward differentiation, which operators would give a tangent of zero, and vmap."""
+    make = inputs(dtype=torch.float64, head_dim=7, pairs=2)
+    query, key, cos, sin, *_ = arguments(make, layout, norms, grad=False)
+    options = {"layout": layout, "query_norm_weight": make.weight() if norms[0] else None}
+
+    def rotated(query, key):
+        return rotate_query_key(query, key, cos, sin, **options)
+
+    tangents = torch.randn_like(query), torch.randn_like(key)
+    _, found = torch.func.jvp(rotated, (query, key), tangents)
+    step = 1e-6
+    moved = [
+        rotated(query + sign * step * tangents[0], key + sign * step * tangents[1])
+        for sign in (1, -1)
+    ]
+    for tangent, ahead, behind in zip(found, *moved, strict=True):
+        torch.testing.assert_close(tangent, (ahead - behind) / (2 * step), rtol=1e-6, atol=1e-8)
+    pairs = torch.stack([query, -query]), torch.stack([key, 2 * key])
+    for i, both in enumerate(torch.func.vmap(rotated)(*pairs)):
+        for j in range(2):
+            torch.testing.assert_close(both[j], rotated(pairs[0][j], pairs[1][j])[i])
+    with pytest.raises(ValueError, match="inplace: expected False under"):
+        torch.func.vmap(lambda q, k: rotate_query_key(q, k, cos, sin, inplace=True))(*pairs)
