@@ -89,6 +89,9 @@ def _differentiable(
     needs: tuple[bool, ...],
 ) -> list[Tensor | None]:
     """Gradients that depend on what they are made of, as far as they are needed."""
+    # Views, so that what one of them was made of does not get the gradient of another.
+    projected, weight = projected.view_as(projected), weight.view_as(weight)
+    bias = None if bias is None else bias.view_as(bias)
     inputs = (projected, weight, bias)
     wanted = [x for x, needed in zip(inputs, needs, strict=True) if needed and x is not None]
     y = composite_output(projected, weight, bias, form)

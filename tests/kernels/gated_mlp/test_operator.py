@@ -286,3 +286,17 @@ def test_nothing_is_left_unwritten(make_case, uninitialised):
             assert y.isfinite().all()
             for grad in torch.autograd.grad(y.sum(), case.leaves):
                 assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_a_weight_that_is_made_of_the_bias(create_graph):
+    """What a weight was made of gets its gradient once, by whichever backward."""
+    bias = torch.randn(4, dtype=torch.float64, requires_grad=True)
+    x, weight_in, factor = (torch.randn(*s, dtype=torch.float64) for s in ((3, 5), (6, 5), (4, 3)))
+    weight = bias.sin()[:, None] * factor
+    y = gated_mlp(x, weight_in, weight, None, bias, backend="reference")
+    gate, up = (x @ weight_in.mT).chunk(2, dim=-1)
+    expected = (torch.nn.functional.silu(gate) * up) @ weight.mT + bias
+    upstream = torch.randn_like(y)
+    found = torch.autograd.grad(y, bias, upstream, create_graph=create_graph, retain_graph=True)
+    torch.testing.assert_close(found, torch.autograd.grad(expected, bias, upstream))
