@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ropewalk.blocks.denoiser.patches import Size, grid_of
+from ropewalk.kernels.plain import is_plain, is_transformed
 
 UNIT = 1000.0
 # A time in float32 misses its step by less than this; continuous times are further from any.
@@ -99,7 +100,7 @@ def check_classes(
     if tuple(y.shape) != (batch,):
         raise ValueError(f"y: expected ({batch},), a class for each array, got {tuple(y.shape)}")
     here = y.device.type == "cpu" or (wait and not y.is_meta)
-    readable = here and type(y) is Tensor and not torch.compiler.is_compiling()
+    readable = here and is_plain(y) and not is_transformed()
     if readable and batch and not 0 <= int(y.min()) <= int(y.max()) <= num_classes:
         raise ValueError(
             f"y: expected classes 0 … {num_classes - 1}, or {num_classes} for none, got "

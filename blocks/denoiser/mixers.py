@@ -100,8 +100,10 @@ class AttentionMixer(nn.Module):
             )
         elif self.query_norm is not None and self.key_norm is not None:
             width = (query.shape[-1],)
-            query = functional.rms_norm(query, width, self.query_norm, self.norm_eps)
-            key = functional.rms_norm(key, width, self.key_norm, self.norm_eps)
+            # Autocast makes queries and keys narrow, and leaves the weights as they are.
+            query_norm, key_norm = self.query_norm.to(query.dtype), self.key_norm.to(key.dtype)
+            query = functional.rms_norm(query, width, query_norm, self.norm_eps)
+            key = functional.rms_norm(key, width, key_norm, self.norm_eps)
         if places.cu_seqlens is None:
             y = functional.scaled_dot_product_attention(query, key, value)
         else:
@@ -170,7 +172,7 @@ def _states(
     if isinstance(cell, MinGRU):
         return cell(x, cu_seqlens=cu_seqlens)[0]
     assert isinstance(cell, DiagonalGRUCell)
-    sequences = len(x) if cu_seqlens is None else len(cu_seqlens) - 1
+    sequences = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     drive = cell.project(x)
     initial = drive.new_zeros(sequences, cell.hidden_size)
     options = {"algorithm": "auto", "window": None, "backend": "auto"}

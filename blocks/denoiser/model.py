@@ -175,7 +175,7 @@ class DiffusionTransformer(nn.Module):
         device = arrays[0].device
         batch = len(arrays) if packed else arrays[0].shape[0]
         t = check_times(t, batch, device)
-        check_classes(y, batch, self.num_classes, device)
+        y = check_classes(y, batch, self.num_classes, device)
         grids = [grid_of(size, self.patch_size) for size in sizes]
         count = 0 if self.registers is None else len(self.registers)
         layout = TokenLayout.of(grids, count, packed=packed, device=device)
@@ -204,7 +204,7 @@ class DiffusionTransformer(nn.Module):
                 batch.flatten(1) if whole else patchify(batch, self.patch_size)
             )
             if self.registers is not None:
-                first = self.registers.to(embedded.dtype).expand(len(embedded), -1, -1)
+                first = self.registers.to(embedded.dtype).expand(embedded.shape[0], -1, -1)
                 embedded = torch.cat([first, embedded], dim=1)
             rows.append(embedded)
         tokens = rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)

@@ -110,6 +110,49 @@ def test_layouts_and_small_batches(make_denoiser, kind):
     assert model(x[..., :2, :2], t, y).shape == (3, 1, 2, 2)  # one token
 
 
+@pytest.mark.parametrize("kind", ["hybrid", "dit"])
+def test_exported_for_any_batch(make_denoiser, kind):
+    model = make_denoiser(**KINDS[kind], depth=2)
+    given = inputs()
+    batch = torch.export.Dim("batch", min=2, max=64)
+    exported = torch.export.export(model, given, dynamic_shapes=({0: batch},) * 3, strict=False)
+    more = inputs(batch=5)
+    torch.testing.assert_close(exported.module()(*more), model(*more), rtol=1e-4, atol=1e-5)
+
+
+@every_kind
+def test_transforms(make_denoiser, kind):
+    """Forward differentiation and gradients of each sample, which see no operator."""
+    model = make_denoiser(**KINDS[kind], depth=2).double()
+    x, t, y = inputs(torch.float64)
+    weights = dict(model.named_parameters())
+
+    def loss(weights, x, t, y):
+        out = torch.func.functional_call(model, weights, (x[None], t[None], y[None]))
+        return out.square().sum()
+
+    tangent, upstream = torch.randn_like(x), torch.randn_like(x)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        _, forwards = torch.func.jvp(lambda x: model(x, t, y), (x,), (tangent,))
+        found = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0, 0))(weights, x, t, y)
+    leaf = x.clone().requires_grad_()
+    (backwards,) = torch.autograd.grad(model(leaf, t, y), leaf, upstream)
+    torch.testing.assert_close((forwards * upstream).sum(), (tangent * backwards).sum())
+    total = torch.autograd.grad(model(x, t, y).square().sum(), list(weights.values()))
+    for name, expected in zip(weights, total, strict=True):
+        torch.testing.assert_close(found[name].sum(0), expected)
+
+
+@pytest.mark.parametrize("rotary", ["axial", "none"])
+def test_normed_queries_under_autocast(make_denoiser, rotary):
+    """No weights in float32 meet what autocast made narrow, of which torch would warn."""
+    model = make_denoiser(qk_norm=True, rotary=rotary)
+    expected = model(*(given := inputs()))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(*given)
+    assert (found.float() - expected).abs().max() <= 0.06 * expected.abs().max()
+
+
 def test_says_what_it_is():
     model = DiffusionTransformer(8, 2, 1, 32, 1, 4, num_classes=3)
     assert "rotary='axial', adaln='full', num_classes=3" in repr(model)
