@@ -51,10 +51,7 @@ class EMA:
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.9999, *, warm_up: bool = True) -> None:
-        require_number("EMA", "a number in [0, 1)", decay=decay)
-        if not 0 <= decay < 1:
-            raise ValueError(f"EMA.decay: expected a number in [0, 1), got {decay!r}")
-        self.decay = decay
+        self.decay = _checked_decay(decay)
         self.warm_up = warm_up
         self.updates = 0
         self.shadow: dict[str, Tensor] = {
@@ -141,7 +138,8 @@ class EMA:
         """Goes on from a `state_dict`; nothing is changed if it does not fit.
 
         Raises:
-            ValueError: an entry is missing, or names or shapes are not those of the model.
+            ValueError: an entry is missing, names or shapes are not those of the model, or the
+                decay is outside [0, 1).
         """
         missing = {"decay", "warm_up", "updates", "shadow"} - set(state)
         if missing:
@@ -149,9 +147,10 @@ class EMA:
         _check_same(
             self.shadow, state["shadow"], "EMA.load_state_dict: expected this model's state"
         )
+        decay = _checked_decay(state["decay"])
         for name, average in self.shadow.items():
             average.copy_(state["shadow"][name])
-        self.decay = float(state["decay"])
+        self.decay = decay
         self.warm_up = bool(state["warm_up"])
         self.updates = int(state["updates"])
 
@@ -161,6 +160,13 @@ class EMA:
                 f"EMA.{method}: the model holds the averages at this moment; "
                 "leave `with ema.swap()` first"
             )
+
+
+def _checked_decay(decay: float) -> float:
+    require_number("EMA", "a number in [0, 1)", decay=decay)
+    if not 0 <= decay < 1:
+        raise ValueError(f"EMA.decay: expected a number in [0, 1), got {decay!r}")
+    return decay
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

@@ -15,9 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ropewalk.blocks.checks import require_integer
 from ropewalk.blocks.diffusion.predict import Model
 from ropewalk.blocks.diffusion.process import Affine, Process
 from ropewalk.blocks.diffusion.sampler import sample
+from ropewalk.blocks.diffusion.sampler.calls import weight_of
+from ropewalk.blocks.diffusion.sampler.checks import check_generator, check_shape
 from ropewalk.blocks.diffusion.solvers import Solver, named
 
 
@@ -57,8 +60,8 @@ def reflow_pairs(
         guidance: as for `sample`; what is guided is learned by the next flow.
         condition: as for `sample`.
         generator: of the noise.
-        dtype: of the pairs; None is float32.
-        device: of the pairs; None is the generator's, or the default one.
+        dtype: of the pairs; None takes the model's, but float32 at least.
+        device: of the pairs; None takes the model's, or the generator's.
 
     Returns:
         The pairs.
@@ -77,9 +80,16 @@ def reflow_pairs(
             f"reflow_pairs: expected a solver that follows the flow, such as 'heun' or 'euler', "
             f"got {chosen.name!r}"
         )
-    if device is None and generator is not None:
+    require_integer("reflow_pairs", 1, steps=steps)
+    check_shape(shape, None)
+    weight = weight_of(model)
+    if weight is not None:
+        device = weight.device if device is None else device
+        dtype = dtype or torch.promote_types(weight.dtype, torch.float32)
+    elif device is None and generator is not None:
         device = generator.device
     like = torch.empty(*shape, dtype=dtype or torch.float32, device=device)
+    check_generator(generator, like.device)
     noise = process.fresh(like, generator=generator)
     data = sample(
         model,

@@ -172,6 +172,8 @@ def test_refuses_what_does_not_fit():
         ema.load_state_dict({**ema.state_dict(), "shadow": {"weight": torch.zeros(2, 2)}})
     with pytest.raises(ValueError, match=r"\['updates'\] missing"):
         ema.load_state_dict({k: v for k, v in ema.state_dict().items() if k != "updates"})
+    with pytest.raises(ValueError, match=r"EMA\.decay: expected a number in \[0, 1\), got 2"):
+        ema.load_state_dict({**ema.state_dict(), "decay": 2.0})
     with pytest.raises(ValueError, match="same form"):
         ema.copy_to(nn.Linear(3, 2))
     assert equal(before, state(ema._model))

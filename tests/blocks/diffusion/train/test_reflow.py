@@ -76,6 +76,25 @@ def test_noise_begins_where_the_prior_does():
         assert torch.equal(pairs.data, torch.zeros(5, 2))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_pairs_are_where_the_model_is_and_as_precise(dtype):
+    class Model(torch.nn.Module):
+        def __init__(self, device):
+            super().__init__()
+            self.layer = torch.nn.Linear(2, 2, device=device, dtype=dtype)
+
+        def forward(self, x, t, condition):
+            return self.layer(x)
+
+    process = Gaussian(Cosine(), "v")
+    for device in ("cpu", "meta"):
+        for each in reflow_pairs(Model(device), process, (3, 2), steps=2):
+            assert each.device.type == device
+            assert each.dtype == torch.promote_types(dtype, torch.float32)
+    with pytest.raises(ValueError, match="expected a generator on 'meta'"):
+        reflow_pairs(Model("meta"), process, (3, 2), steps=2, generator=torch.Generator())
+
+
 @pytest.mark.parametrize(
     ("process", "solver", "message"),
     [
