@@ -19,7 +19,7 @@ needed, and diffusers not at all.
 """
 
 from ropewalk.blocks.diffusion.degradations import DEGRADATIONS, Blur, Fade, Inpaint, Pixelate
-from ropewalk.blocks.diffusion.diffusers_adapter import from_diffusers, sample_with_scheduler
+from ropewalk.blocks.diffusion.diffusers_adapter import sample_with_scheduler, wrap_diffusers
 from ropewalk.blocks.diffusion.guidance import (
     AutoGuidance,
     Classifier,
@@ -123,7 +123,7 @@ __all__ = [
     "ancestral_rho",
     "convert",
     "denoising_loss",
-    "from_diffusers",
+    "wrap_diffusers",
     "gain",
     "log_likelihood",
     "reflow_pairs",

@@ -3,8 +3,9 @@
     sample_with_scheduler   any scheduler of diffusers drives a denoiser of ours, whatever schedule
                             and parametrisation that was trained with: the state is carried to the
                             time of the same log-SNR, the answer to what the scheduler asks for
-    from_diffusers          a model of diffusers and its scheduler's configuration, as a model and a
-                            process for `sample`
+    wrap_diffusers          a model of diffusers and its scheduler's configuration, as a model and a
+                            process for `sample`. (`ropewalk.blocks.denoiser.from_diffusers`
+                            copies the weights of its DiT into the library's own model.)
 
 Times: step k of T of a table of betas is our t = (k + 1)/T; of flow matching it is t = k/T. What
 they call "flow_prediction" and the output of flow-matching models is our "flow", ε − x₀.
@@ -287,21 +288,21 @@ class DiffusersDenoiser(nn.Module):
         return torch.as_tensor(self.null_condition, device=x_t.device).expand(x_t.shape[0])
 
 
-class FromDiffusers(NamedTuple):
+class WrappedDiffusers(NamedTuple):
     """A model and a process for `sample`."""
 
     model: DiffusersDenoiser
     process: Gaussian
 
 
-def from_diffusers(
+def wrap_diffusers(
     model: nn.Module, scheduler: Any, *, null_condition: Any = None
-) -> FromDiffusers:
+) -> WrappedDiffusers:
     """A model of diffusers for our sampler, and the process that its scheduler stands for.
 
     Example:
         >>> pipe = diffusers.DiTPipeline.from_pretrained(path)
-        >>> model, process = from_diffusers(pipe.transformer, pipe.scheduler)
+        >>> model, process = wrap_diffusers(pipe.transformer, pipe.scheduler)
         >>> latents = sample(model, process, (2, 4, 32, 32), steps=50, condition=labels)
 
     Args:
@@ -322,4 +323,6 @@ def from_diffusers(
         offset=0 if flow else 1,
         null_condition=null_condition,
     )
-    return FromDiffusers(denoiser, Gaussian(schedule_of(scheduler), parametrisation_of(scheduler)))
+    return WrappedDiffusers(
+        denoiser, Gaussian(schedule_of(scheduler), parametrisation_of(scheduler))
+    )

@@ -19,10 +19,10 @@ from diffusers import (
 from ropewalk.blocks.diffusion import Gaussian
 from ropewalk.blocks.diffusion.diffusers_adapter import (
     DiffusersDenoiser,
-    from_diffusers,
     parametrisation_of,
     sample_with_scheduler,
     schedule_of,
+    wrap_diffusers,
 )
 from ropewalk.blocks.diffusion.guidance import ClassifierFree
 from ropewalk.blocks.diffusion.process import Mask
@@ -140,7 +140,7 @@ def test_our_sampler_drives_a_transformer_of_diffusers():
         for k in scheduler.timesteps:
             output = transformer(x, timestep=k.expand(3), class_labels=labels).sample
             x = scheduler.step(output.chunk(2, 1)[0], k, x).prev_sample
-    model, process = from_diffusers(transformer, scheduler)
+    model, process = wrap_diffusers(transformer, scheduler)
     found = sample(model, process, start.shape, steps=5, start=start, condition=labels)
     torch.testing.assert_close(found, x, rtol=0, atol=1e-4)
     # Its learned variance is there for the ancestral solver, its null class for guidance.
@@ -154,7 +154,7 @@ def test_our_sampler_drives_a_transformer_of_diffusers():
 
 
 def test_labels_of_a_transformer_are_checked_before_it_runs():
-    model, process = from_diffusers(tiny_transformer(), DDIMScheduler(**BETAS))
+    model, process = wrap_diffusers(tiny_transformer(), DDIMScheduler(**BETAS))
     model.forward = None  # not to be reached
     for labels, message in (
         (torch.tensor([0, 6]), r"class labels in \[0, 6\), got values from 0 to 6"),
@@ -167,7 +167,7 @@ def test_labels_of_a_transformer_are_checked_before_it_runs():
 
 
 def test_no_condition_is_the_class_of_none():
-    model, _ = from_diffusers(tiny_transformer(), DDIMScheduler(**BETAS))
+    model, _ = wrap_diffusers(tiny_transformer(), DDIMScheduler(**BETAS))
     x, t = torch.randn(2, 2, 4, 4), torch.tensor([0.5, 0.2])
     assert torch.equal(model(x, t), model(x, t, torch.tensor([5, 5])))
 
@@ -185,7 +185,7 @@ def test_a_unet_without_conditions():
         norm_num_groups=2,
         attention_head_dim=2,
     ).eval()
-    model, process = from_diffusers(unet, DDPMScheduler(**BETAS))
+    model, process = wrap_diffusers(unet, DDPMScheduler(**BETAS))
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([0.5, 0.251])
     expected = unet(x, torch.tensor([499, 250])).sample
     torch.testing.assert_close(model(x, t), expected, rtol=0, atol=1e-6)
@@ -229,7 +229,7 @@ def test_refuses_what_is_no_scheduler_or_model():
     with pytest.raises(ValueError, match="expected an integer ≥ 1"):
         sample_with_scheduler(DDIMScheduler(), never, process, (2, 2), steps=0)
     with pytest.raises(TypeError, match="timestep"):
-        from_diffusers(torch.nn.Linear(2, 2), DDIMScheduler())
+        wrap_diffusers(torch.nn.Linear(2, 2), DDIMScheduler())
     with pytest.raises(TypeError, match="alphas_cumprod"):
         schedule_of({"num_train_timesteps": 10, "beta_start": 0.1})
     # Neither betas nor flow matching: other noise levels, or a preconditioned model.
