@@ -29,8 +29,6 @@ _DIT = {
 _DIT_BLOCK = {
     "attn.qkv": "mixer.qkv",
     "attn.proj": "mixer.output",
-    "attn.q_norm": "mixer.query_norm",
-    "attn.k_norm": "mixer.key_norm",
     "mlp.fc1": "feed_forward.input",
     "mlp.fc2": "feed_forward.output",
     "adaLN_modulation.1": "modulation",
@@ -66,6 +64,12 @@ def from_dit(
             f"state_dict: expected names and tensors, got {type(state_dict).__name__}; pass "
             "model.state_dict(), or what safetensors.torch.load_file gives"
         )
+    for name, tensor in state_dict.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise TypeError(
+                f"state_dict: expected names and tensors, got {type(tensor).__name__} for "
+                f"{name!r}; of a checkpoint with several state dicts pass one of them"
+            )
     weights = {name: tensor for name, tensor in state_dict.items() if name != _POSITIONS}
     first = _needed(weights, "x_embedder.proj.weight")
     table = _needed(weights, "y_embedder.embedding_table.weight")
@@ -76,8 +80,8 @@ def from_dit(
             f"{tuple(first.shape)}"
         )
     dim, channels, patch, _ = first.shape
-    blocks = {int(name.split(".")[1]) for name in weights if name.startswith("blocks.")}
-    if blocks != set(range(len(blocks))) or not blocks:
+    blocks = {name.split(".")[1] for name in weights if name.startswith("blocks.")}
+    if blocks != set(map(str, range(len(blocks)))) or not blocks:
         raise ValueError(f"state_dict: expected blocks 0 … n − 1, got {sorted(blocks)}")
     hidden = _needed(weights, "blocks.0.mlp.fc1.weight").shape[0]
     model = DiffusionTransformer(
@@ -249,7 +253,10 @@ def _size(state_dict: Mapping[str, Tensor], patch: int, given: int | None) -> in
             "input_size: expected the height of the latent image, because the state dict has no "
             f"{_POSITIONS} to tell it"
         )
-    return round(state_dict[_POSITIONS].shape[1] ** 0.5) * patch
+    table = state_dict[_POSITIONS]
+    if table.ndim != 3:
+        raise ValueError(f"{_POSITIONS}: expected (1, tokens, dim), got {tuple(table.shape)}")
+    return round(table.shape[1] ** 0.5) * patch
 
 
 def _check_positions(model: DiffusionTransformer, table: Tensor) -> None:

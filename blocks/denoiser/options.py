@@ -111,8 +111,9 @@ def completed(given: dict[str, Any], depth: int) -> dict[str, Any]:
         if not isinstance(options[name], bool):
             raise TypeError(f"{NAME}.{name}: expected True or False, got {options[name]!r}")
     eps = options["norm_eps"]
-    options["norm_eps"] = (eps, eps) if isinstance(eps, int | float) else tuple(eps)
-    if len(options["norm_eps"]) != 2:
+    pair = eps if isinstance(eps, Sequence) and not isinstance(eps, str) else (eps, eps)
+    options["norm_eps"] = tuple(pair)
+    if len(pair) != 2:
         raise ValueError(f"{NAME}.norm_eps: expected one number or two, got {eps!r}")
     for value in options["norm_eps"]:
         require_positive(NAME, norm_eps=value)
@@ -138,7 +139,7 @@ def _mixers(mixer: str | Sequence[str], depth: int) -> tuple[MixerKind, ...]:
         if mixer != "hybrid":
             return (mixer,) * depth  # pyright: ignore[reportReturnType]
         return tuple("attention" if i % 2 else "recurrent" for i in range(depth))
-    names = tuple(mixer)
+    names = tuple(mixer) if isinstance(mixer, Sequence) else ()
     if len(names) != depth or not set(names) <= {"attention", "recurrent"}:
         raise ValueError(
             f"{NAME}.mixer: expected a name, or 'attention' or 'recurrent' for each of {depth} "

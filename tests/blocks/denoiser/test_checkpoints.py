@@ -88,6 +88,8 @@ def test_a_width_without_known_heads_is_refused(published):
 def test_other_positions_are_refused(published):
     with pytest.raises(ValueError, match="pos_embed: expected DiT's fixed sines"):
         from_dit(published.state_dict(), heads=4)  # random ones
+    with pytest.raises(ValueError, match=r"pos_embed: expected \(1, tokens, dim\), got \(16, 48\)"):
+        from_dit(published.state_dict() | {"pos_embed": torch.zeros(16, 48)}, heads=4)
 
 
 @pytest.mark.parametrize(
@@ -100,8 +102,13 @@ def test_other_positions_are_refused(published):
             lambda s: s.update({"blocks.2.mlp.fc1.weight": torch.zeros(5, 48)}),
             r"expected \(192, 48\) for blocks.2.feed_forward.input.weight, got \(5, 48\)",
         ),
+        (lambda s: s.update({"blocks.last.x": torch.zeros(1)}), r"expected blocks 0 … n − 1, got"),
+        (
+            lambda s: s.update({"blocks.0.attn.q_norm.weight": torch.ones(12)}),
+            r"did not expect .'blocks.0.attn.q_norm.weight'",
+        ),
     ],
-    ids=["missing", "unknown", "foreign", "shape"],
+    ids=["missing", "unknown", "foreign", "shape", "number", "norm"],
 )
 def test_checkpoints_of_another_model_are_refused(published, change, message):
     state = {name: tensor for name, tensor in published.state_dict().items() if name != "pos_embed"}
@@ -122,5 +129,8 @@ def test_other_models_are_refused():
         from_diffusers(torch.nn.Linear(1, 1))
     with pytest.raises(TypeError, match="expected names and tensors, got Linear"):
         from_dit(torch.nn.Linear(1, 1))
+    nested = {"ema": {"x_embedder.proj.weight": torch.zeros(1)}}
+    with pytest.raises(TypeError, match="got dict for 'ema'; of a checkpoint with several"):
+        from_dit(nested)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="expected a GELU feed-forward"):
         from_diffusers(diffusers_model(activation_fn="geglu"))
