@@ -14,13 +14,13 @@ from typing import Any
 from jaxtyping import Num
 from torch import Tensor
 
-from ropewalk.blocks.checks import require_number
 from ropewalk.blocks.diffusion.checks import Time
 from ropewalk.blocks.diffusion.guidance.guidance import (
     Guidance,
     Predict,
     away_from,
     require_callable,
+    require_scale,
 )
 from ropewalk.blocks.diffusion.predict import Model, Prediction
 from ropewalk.blocks.diffusion.process import Process
@@ -36,6 +36,7 @@ class AutoGuidance(Guidance):
 
     Raises:
         TypeError: the model is not callable, or the scale not a number.
+        ValueError: the scale is not finite.
     """
 
     model: Model
@@ -43,7 +44,7 @@ class AutoGuidance(Guidance):
 
     def __post_init__(self) -> None:
         require_callable("AutoGuidance", model=self.model)
-        require_number("AutoGuidance", scale=self.scale)
+        require_scale("AutoGuidance", self.scale)
 
     def __call__(
         self,

@@ -20,13 +20,13 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from ropewalk.blocks.checks import require_number
 from ropewalk.blocks.diffusion.checks import Time, as_time, per_sample, wide
 from ropewalk.blocks.diffusion.guidance.guidance import (
     Guidance,
     Predict,
     gradient_of,
     require_callable,
+    require_scale,
     tilted,
 )
 from ropewalk.blocks.diffusion.parametrisation import reciprocal
@@ -48,6 +48,7 @@ class Classifier(Guidance):
 
     Raises:
         TypeError: log_prob is not callable, or the scale not a number.
+        ValueError: the scale is not finite.
     """
 
     log_prob: LogProb
@@ -55,7 +56,7 @@ class Classifier(Guidance):
 
     def __post_init__(self) -> None:
         require_callable("Classifier", log_prob=self.log_prob)
-        require_number("Classifier", scale=self.scale)
+        require_scale("Classifier", self.scale)
 
     def __call__(
         self,

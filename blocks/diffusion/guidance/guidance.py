@@ -9,6 +9,7 @@ predictions gives the same in every parametrisation. For tokens they act on log-
 `Compose` puts one around another: the outer one sees the inner one's predictions as the model's.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
+from ropewalk.blocks.checks import require_number
 from ropewalk.blocks.diffusion.checks import Time
 from ropewalk.blocks.diffusion.predict import Model, Prediction
 from ropewalk.blocks.diffusion.process import Process
@@ -175,6 +177,18 @@ def require_callable(owner: str, **fields: object) -> None:
     for name, value in fields.items():
         if not callable(value):
             raise TypeError(f"{owner}.{name}: expected a callable, got {value!r}")
+
+
+def require_scale(owner: str, scale: float) -> None:
+    """Raises unless a guidance's scale is a finite number.
+
+    Raises:
+        TypeError: it is not a number.
+        ValueError: it is infinite or NaN.
+    """
+    require_number(owner, scale=scale)
+    if not math.isfinite(scale):
+        raise ValueError(f"{owner}.scale: expected a finite number, got {scale!r}")
 
 
 def away_from(

@@ -20,7 +20,6 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from ropewalk.blocks.checks import require_number
 from ropewalk.blocks.diffusion.checks import Time
 from ropewalk.blocks.diffusion.guidance.classifier import state_gradient, strength
 from ropewalk.blocks.diffusion.guidance.guidance import (
@@ -28,6 +27,7 @@ from ropewalk.blocks.diffusion.guidance.guidance import (
     Predict,
     gradient_of,
     require_callable,
+    require_scale,
     tilted,
 )
 from ropewalk.blocks.diffusion.predict import Prediction
@@ -56,7 +56,7 @@ class Similarity(Guidance):
 
     Raises:
         TypeError: a field is of the wrong kind.
-        ValueError: `on` is neither of these.
+        ValueError: `on` is neither of these, or the scale is not finite.
     """
 
     embed: Callable[[Tensor], Tensor] | None
@@ -69,7 +69,7 @@ class Similarity(Guidance):
         if self.embed is not None:
             require_callable("Similarity", embed=self.embed)
         require_callable("Similarity", similarity=self.similarity)
-        require_number("Similarity", scale=self.scale)
+        require_scale("Similarity", self.scale)
         if self.on not in ("prediction", "state"):
             raise ValueError(f"Similarity.on: expected 'prediction' or 'state', got {self.on!r}")
 

@@ -36,6 +36,7 @@ Trace = Literal["exact", "hutchinson"]
 Slope = Callable[[Tensor, Tensor], Tensor]
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def log_likelihood(
     model: Model,
@@ -98,7 +99,7 @@ def log_likelihood(
     predict = guided(predictor, guidance, condition)
     flow = Flow(process, lambda x, t: predict(x, t).data, coordinate, least_noise)
 
-    x = x0.detach().to(wide(x0))
+    x = x0.detach().to(wide(x0), copy=True)  # a tensor of inference mode has no gradient
     if x.shape[0] == 0:
         return x.new_zeros(0)
     signs = None if trace == "exact" else _signs(x, probes, generator)

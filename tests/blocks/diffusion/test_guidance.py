@@ -390,3 +390,15 @@ def test_gradients_that_do_not_exist_are_refused() -> None:
 def test_bad_parameters_are_refused(make, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         make()
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf")])
+def test_refuses_scales_that_are_not_finite(scale: float) -> None:
+    for make in (
+        lambda: AutoGuidance(torch.sin, scale),
+        lambda: Classifier(torch.sin, scale),
+        lambda: Similarity(None, torch.ones(2), scale),
+        lambda: ClassifierFree(scale),
+    ):
+        with pytest.raises(ValueError, match=r"scale: expected a finite number"):
+            make()

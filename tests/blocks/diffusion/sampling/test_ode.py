@@ -209,6 +209,22 @@ def test_refuses_before_the_model_runs(process, options, message):
         log_likelihood(never, process, torch.randn(2, 4), **options)
 
 
+@pytest.mark.parametrize("trace", ["exact", "hutchinson"])
+def test_likelihoods_within_inference_mode(trace):
+    def run():
+        return log_likelihood(
+            lambda x, t, y: 0.5 * torch.tanh(x),
+            Gaussian(Cosine(), "x0"),
+            torch.full((2, 3), 0.3),
+            trace=trace,
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    expected = run()
+    with torch.inference_mode():
+        assert torch.equal(run(), expected)
+
+
 def test_refuses_an_unknown_trace():
     with pytest.raises(ValueError, match="'exact' or 'hutchinson'"):
         log_likelihood(never, Gaussian(Cosine(), "v"), torch.randn(2, 4), trace="full")
