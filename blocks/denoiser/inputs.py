@@ -27,7 +27,7 @@ def check_arrays(
     Raises:
         TypeError: no tensors, or another dtype than the model takes.
         ValueError: no arrays, another number of axes or channels, sizes that the patch does not
-            divide.
+            divide, tokens out of their range (read on a CPU only).
     """
     if not arrays:
         raise ValueError("x: expected at least one array, got an empty list")
@@ -53,8 +53,19 @@ def check_arrays(
             )
         size = tuple(x.shape[leading:])
         grid_of(size, patch_size)
+        if vocabulary is not None:
+            _check_tokens(x, vocabulary)
         sizes.append(size)
     return sizes
+
+
+def _check_tokens(x: Tensor, vocabulary: int) -> None:
+    readable = x.device.type == "cpu" and is_plain(x) and not is_transformed()
+    if readable and x.numel() and not 0 <= int(x.min()) <= int(x.max()) <= vocabulary:
+        raise ValueError(
+            f"x: expected tokens 0 … {vocabulary - 1}, or {vocabulary} for the mask, got "
+            f"{int(x.min())} … {int(x.max())}"
+        )
 
 
 def check_times(t: Tensor, batch: int, device: torch.device) -> Float[Tensor, " batch"]:

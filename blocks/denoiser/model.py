@@ -169,7 +169,7 @@ class DiffusionTransformer(nn.Module):
                 their range.
             TypeError: no tensors, or another dtype.
         """
-        packed = not isinstance(x, Tensor)
+        packed = isinstance(x, Sequence)
         arrays: list[Tensor] = list(x) if packed else [x]
         sizes = check_arrays(arrays, self.channels, self.vocabulary, self.patch_size, packed=packed)
         device = arrays[0].device

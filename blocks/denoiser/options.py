@@ -111,9 +111,8 @@ def completed(given: dict[str, Any], depth: int) -> dict[str, Any]:
         if not isinstance(options[name], bool):
             raise TypeError(f"{NAME}.{name}: expected True or False, got {options[name]!r}")
     eps = options["norm_eps"]
-    pair = eps if isinstance(eps, Sequence) and not isinstance(eps, str) else (eps, eps)
-    options["norm_eps"] = tuple(pair)
-    if len(pair) != 2:
+    options["norm_eps"] = tuple(eps) if isinstance(eps, tuple | list) else (eps, eps)
+    if len(options["norm_eps"]) != 2:
         raise ValueError(f"{NAME}.norm_eps: expected one number or two, got {eps!r}")
     for value in options["norm_eps"]:
         require_positive(NAME, norm_eps=value)

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from ropewalk.kernels.autocast import AUTOCAST_DEVICES
 
+_autograd: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue], has no stub
+
 
 class _Kept(NamedTuple):
     """A tensor as it was when it was saved."""
@@ -32,7 +34,7 @@ class _Remade(NamedTuple):
     kept: tuple[Any, ...]
     size: torch.Size
     stride: tuple[int, ...]
-    offset: int
+    offset: int | torch.SymInt
 
 
 @contextmanager
@@ -50,7 +52,7 @@ def remade(h: Tensor, make: Callable[..., Tensor], *of: Tensor) -> Iterator[None
     if not torch.is_grad_enabled() or torch.compiler.is_compiling() or not _allowed():
         yield
         return
-    outer = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    outer = _autograd._top_saved_tensors_default_hooks(True)
     keep, give = outer if outer is not None else (_keep, _unchanged)
     storage, start = h.untyped_storage()._cdata, h.storage_offset()
     dtype, version = h.dtype, h._version
@@ -78,7 +80,7 @@ def remade(h: Tensor, make: Callable[..., Tensor], *of: Tensor) -> Iterator[None
 def _allowed() -> bool:
     """Transforms of torch.func allow no hooks."""
     return (
-        torch._C._autograd._saved_tensors_hooks_is_enabled()
+        _autograd._saved_tensors_hooks_is_enabled()
         and not torch._C._are_functorch_transforms_active()
     )
 

@@ -54,6 +54,7 @@ X, T, Y = torch.randn(2, 1, 8, 8), torch.rand(2), torch.tensor([0, 1])
         ((X.expand(2, 3, 8, 8), T, Y), ValueError, "with 1 channels, got .2, 3, 8, 8."),
         ((X.long(), T, Y), TypeError, "expected floating-point data, got torch.int64"),
         (([], T, Y), ValueError, "at least one array"),
+        ((None, T, Y), TypeError, "x: expected a tensor, or a list of tensors, got NoneType"),
         (([X], T[:1], Y[:1]), ValueError, "expected .channels, .size."),
         ((X, T[:1], Y), ValueError, "a time for each array, or one number"),
         ((X, torch.tensor([3, 4]), Y), TypeError, "floating-point times"),
@@ -95,8 +96,9 @@ def test_tokens_for_a_model_of_data():
     model = DiffusionTransformer(4, 1, None, 32, 1, 4, vocabulary=5)
     with pytest.raises(TypeError, match="expected int64 tokens, got"):
         model(torch.randn(1, 4, 4), T[:1])
-    with pytest.raises(IndexError):
-        model(torch.full((1, 4, 4), 6), T[:1])
+    for token in (-1, 6):
+        with pytest.raises(ValueError, match=f"tokens 0 … 4, or 5 for the mask, got {token} …"):
+            model(torch.full((1, 4, 4), token), T[:1])
 
 
 def test_unknown_sizes():
