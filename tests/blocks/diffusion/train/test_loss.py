@@ -200,7 +200,9 @@ def test_models_are_trained_in_their_own_dtype_whatever_the_datas(own, data):
     loss = denoising_loss(model, process, x0.to(data))
     assert loss.dtype == torch.promote_types(data, torch.float32)
     loss.mean().backward()
-    assert model.layer.weight.grad.isfinite().all()
+    gradient = model.layer.weight.grad
+    assert gradient is not None
+    assert gradient.isfinite().all()
 
 
 def test_the_loss_compiles_with_its_model():
