@@ -103,11 +103,11 @@ def restore(folder: Path, model: nn.Module, ema: EMA, optimiser: torch.optim.Opt
             start = f"optimiser.{name}."
             for key in [key for key in tensors if key.startswith(start)]:
                 value = tensors[key]
-                # A step count has no shards; what has the parameter's shape has its shards.
-                like = parameter.detach() if value.shape == parameter.shape else None
-                optimiser.state[parameter][key.removeprefix(start)] = (
-                    value if like is None else placed(value, like)
-                )
+                if value.shape == parameter.shape:
+                    value = placed(value, parameter.detach())
+                elif optimiser.defaults.get("fused"):
+                    value = value.to(parameter.device)  # the count of steps, which has no shards
+                optimiser.state[parameter][key.removeprefix(start)] = value
         shadow = ema.state_dict()["shadow"]
         averages = {name: placed(tensors[f"ema.{name}"], shadow[name]) for name in shadow}
         ema.load_state_dict({**header["ema"], "shadow": averages})
