@@ -11,7 +11,7 @@ solvers/            from one time to the next: DDIM, DDPM, EDM's Heun, DPM-Solve
 sampler/            sample: from noise to data with any of them
 ode/                sample_ode, log_likelihood: adaptive steps and densities, by torchdiffeq
 train/              denoising_loss, its times and weightings, EMA, reflow pairs
-diffusers_adapter.py  diffusers' schedulers for our models, its models for our sampler
+diffusers_adapter/  diffusers' schedulers for our models, its models for our sampler
 checks.py, random.py  what all of them check, and draw with
 
 Everything that is needed in general can be had from here. torchdiffeq is imported when it is first
