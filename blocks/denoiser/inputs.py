@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ropewalk.blocks.denoiser.patches import Size, grid_of
+from ropewalk.kernels.autocast import AUTOCAST_DEVICES
 from ropewalk.kernels.plain import is_plain, is_transformed
 
 UNIT = 1000.0
@@ -68,12 +69,29 @@ def _check_tokens(x: Tensor, vocabulary: int) -> None:
         )
 
 
+def check_dtype(arrays: Sequence[Tensor], weight: Tensor) -> None:
+    """Refuses data in another dtype than the model's, but under autocast.
+
+    Raises:
+        ValueError: which, and how to convert.
+    """
+    kind = weight.device.type
+    if kind in AUTOCAST_DEVICES and torch.is_autocast_enabled(kind):
+        return
+    for x in arrays:
+        if x.is_floating_point() and x.dtype != weight.dtype:
+            raise ValueError(
+                f"x: expected {weight.dtype} as the model is, got {x.dtype}; use x.to("
+                f"{weight.dtype}), model.to({x.dtype}), or torch.autocast"
+            )
+
+
 def check_times(t: Tensor, batch: int, device: torch.device) -> Float[Tensor, " batch"]:
-    """A time for each array.
+    """A time for each array; values are read on a CPU only.
 
     Raises:
         TypeError: not a tensor of floating-point numbers.
-        ValueError: another number of times.
+        ValueError: another number of times, or times outside of [0, 1].
     """
     if not isinstance(t, Tensor) or not t.is_floating_point():
         kind = t.dtype if isinstance(t, Tensor) else type(t).__name__
@@ -82,6 +100,15 @@ def check_times(t: Tensor, batch: int, device: torch.device) -> Float[Tensor, " 
         raise ValueError(
             f"t: expected ({batch},), a time for each array, or one number, got {tuple(t.shape)}"
         )
+    readable = t.device.type == "cpu" and is_plain(t) and not is_transformed()
+    if readable and t.numel():
+        low, high = t.detach().aminmax()
+        # Written so that NaN fails, too.
+        if not (low >= 0 and high <= 1):
+            raise ValueError(
+                f"t: expected times in [0, 1], got {float(low):g} … {float(high):g}; step k of n "
+                "is time (k + 1) / n"
+            )
     return t.to(device).expand(batch)
 
 

@@ -22,7 +22,13 @@ from torch.nn import functional
 from ropewalk.blocks.checks import require_integer, require_positive
 from ropewalk.blocks.denoiser import parts
 from ropewalk.blocks.denoiser.block import Norm, Stream
-from ropewalk.blocks.denoiser.inputs import check_arrays, check_classes, check_times, steps_of
+from ropewalk.blocks.denoiser.inputs import (
+    check_arrays,
+    check_classes,
+    check_dtype,
+    check_times,
+    steps_of,
+)
 from ropewalk.blocks.denoiser.layout import TokenLayout
 from ropewalk.blocks.denoiser.mixers import Places
 from ropewalk.blocks.denoiser.options import NAME, Options, completed
@@ -40,7 +46,7 @@ class DiffusionTransformer(nn.Module):
         >>> model = DiffusionTransformer(8, 2, 1, 64, 4, 4, num_classes=10, qk_norm=True)
         >>> model(torch.randn(3, 1, 8, 8), torch.rand(3), torch.tensor([0, 1, 9])).shape
         torch.Size([3, 1, 8, 8])
-        >>> large = model.at_size(16, rule="yarn")     # the same weights, twice the size
+        >>> large = model.at_size(16)     # the same weights, twice the size
 
     Attributes:
         null_condition: the class that stands for none; None for a model without classes.
@@ -165,13 +171,16 @@ class DiffusionTransformer(nn.Module):
             for a list.
 
         Raises:
-            ValueError: shapes that do not fit, sizes that the patch does not divide, classes out of
-                their range.
+            ValueError: shapes or dtypes that do not fit, sizes that the patch does not divide, times
+                or classes out of their range.
             TypeError: no tensors, or another dtype.
         """
         packed = isinstance(x, Sequence)
         arrays: list[Tensor] = list(x) if packed else [x]
         sizes = check_arrays(arrays, self.channels, self.vocabulary, self.patch_size, packed=packed)
+        weight = self.embedding.weight
+        assert isinstance(weight, Tensor)
+        check_dtype(arrays, weight)
         device = arrays[0].device
         batch = len(arrays) if packed else arrays[0].shape[0]
         t = check_times(t, batch, device)
@@ -248,13 +257,15 @@ class DiffusionTransformer(nn.Module):
                 outputs.append(unpatchify(self.head(own), grid, self.patch_size))
         return outputs
 
-    def at_size(self, size: int | Sequence[int], *, rule: str | AxisRule = "yarn") -> Self:
+    def at_size(self, size: int | Sequence[int], *, rule: str | AxisRule = "linear") -> Self:
         """The same weights for arrays of another size: one with other frequencies on each axis.
 
         Args:
             size: the size that is to be read, (height, width) or a number for a square.
-            rule: "none", "linear", "ntk" or "yarn", or a function of (how much an axis grew, cells
-                it was trained on) that gives a frequency rule.
+            rule: "linear", which reads a finer grid of the same picture as it was trained, and was
+                the best where it was measured (`notebooks/denoiser_resolution.py`); "ntk", "yarn",
+                "none"; or a function of (how much an axis grew, cells it was trained on) that gives
+                a frequency rule.
 
         Returns:
             A model that shares every parameter with this one, which is left as it is.
