@@ -171,8 +171,8 @@ class DiffusionTransformer(nn.Module):
             for a list.
 
         Raises:
-            ValueError: shapes or dtypes that do not fit, sizes that the patch does not divide, times
-                or classes out of their range.
+            ValueError: shapes or dtypes that do not fit, sizes that the patch does not divide,
+                times or classes out of their range.
             TypeError: no tensors, or another dtype.
         """
         packed = isinstance(x, Sequence)
