@@ -2,7 +2,8 @@
 
 Without norms the backward is the operator itself with opposite angles, so that it can be
 differentiated again and keeps nothing but the angles. With norms the backward is an operator of its
-own, which needs queries and keys as they were.
+own, which needs queries and keys as they were; where its gradients are to be differentiated again
+(create_graph=True) they come from the equation in torch.
 """
 
 from typing import Any, cast
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ropewalk.kernels.autocast import suspended
 from ropewalk.kernels.rotary.backend import implementation
+from ropewalk.kernels.rotary.reference import composite_gradients
 from ropewalk.kernels.rotary.rotation import Rotation, empty_alike
 from ropewalk.kernels.shapes import Layout
 
@@ -111,6 +113,18 @@ def _backward(ctx: Any, query_out_grad: Tensor, key_out_grad: Tensor) -> tuple[A
             query_out_grad, key_out_grad, *tables, None, None, eps, layout, not inverse, backend
         )
         return (*gradients, *nothing, None, None, *nothing)
+    if torch.is_grad_enabled():
+        query_cos, query_sin, key_cos, key_sin = tables
+        rotation = Rotation(
+            query_cos, query_sin, key_cos, key_sin, query_weight, key_weight,
+            eps, layout, inverse,
+        )  # fmt: skip
+        needs = (*ctx.needs_input_grad[:2], *ctx.needs_input_grad[6:8])
+        with suspended(query):
+            query_grad, key_grad, *weight_grads = composite_gradients(
+                query, key, query_out_grad, key_out_grad, rotation, needs
+            )
+        return (query_grad, key_grad, *nothing, *weight_grads, *nothing)
     query_grad, key_grad, query_weight_grad, key_weight_grad = rotate_query_key_backward_op(
         query, key, query_out_grad, key_out_grad, *tables, query_weight, key_weight,
         *ctx.constants,

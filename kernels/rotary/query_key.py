@@ -37,7 +37,8 @@ def rotate_query_key(
     With weights each head is first normed, z = x · w / √(mean(x²) + eps), over all its dimensions.
     All is computed in float32 (float64 for float64 tensors) and rounded once, at the end. Gradients
     reach query, key and the weights. One read and one write of each tensor, forward; the backward
-    reads the gradients, with norms the tensors too, and writes the gradients.
+    reads the gradients, with norms the tensors too, and writes the gradients. Gradients can be
+    differentiated again (`create_graph=True`), with norms by the equation in torch.
 
     Args:
         query: of any strides; the view that `.transpose(1, 2)` makes of (batch, seq, heads,

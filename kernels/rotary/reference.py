@@ -11,8 +11,12 @@ arXiv 2104.09864, §3.2). The layouts differ only in which dimensions are paired
 Dimensions from rotary_dim on pass through. The work is one read and one write of x.
 
 `forward` and `backward` do so for queries and keys, after an RMSNorm (arXiv 1910.07467) over each
-head where there are weights: z = x · w / √(mean(x²) + eps). `composite` does the same out of place.
+head where there are weights: z = x · w / √(mean(x²) + eps). `composite` does the same out of place,
+and `composite_gradients` gives gradients of it that can be differentiated again.
 """
+
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -52,12 +56,49 @@ def forward(
 
 
 def composite(query: Tensor, key: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
-    """What `forward` writes, not inverse, in steps that transforms of torch.func look into."""
+    """What `forward` writes, in steps that autograd and transforms of torch.func look into."""
     r = rotation
     return (
         _composite(query, r.query_cos, r.query_sin, r.query_weight, r),
         _composite(key, r.key_cos, r.key_sin, r.key_weight, r),
     )
+
+
+def composite_gradients(
+    query: Tensor,
+    key: Tensor,
+    query_out_grad: Tensor,
+    key_out_grad: Tensor,
+    rotation: Rotation,
+    needs: Sequence[bool],
+) -> list[Tensor | None]:
+    """Gradients that can be differentiated again, where they are needed.
+
+    Args:
+        query: as it was.
+        key: as it was.
+        query_out_grad: the upstream gradient of the rotated queries.
+        key_out_grad: that of the rotated keys.
+        rotation: with the weights of the norms.
+        needs: whether query, key, the weight of the queries' norm and that of the keys' need one.
+    """
+    r = rotation
+    with torch.enable_grad():
+        # Views, so that what was given twice, or made of another, has a gradient of its own.
+        query, key = query.view_as(query), key.view_as(key)
+        query_weight, key_weight = (
+            None if weight is None else weight.view_as(weight)
+            for weight in (r.query_weight, r.key_weight)
+        )
+        seen = replace(r, query_weight=query_weight, key_weight=key_weight)
+        outputs = composite(query, key, seen)
+    inputs = zip((query, key, query_weight, key_weight), needs, strict=True)
+    wanted = [x for x, needed in inputs if needed and x is not None]
+    pairs = zip(outputs, (query_out_grad, key_out_grad), strict=True)
+    connected = [pair for pair in pairs if pair[0].requires_grad]
+    values, upstream = zip(*connected, strict=True)
+    found = iter(torch.autograd.grad(values, wanted, upstream, create_graph=True))
+    return [next(found) if needed else None for needed in needs]
 
 
 def _composite(
@@ -66,7 +107,8 @@ def _composite(
     wide = x.to(cos.dtype)
     if weight is not None:
         wide = wide * _inverse_rms(wide, rotation.eps) * weight.to(wide.dtype)
-    return rotate_reference(wide, cos[:, None], sin[:, None], rotation.layout).to(x.dtype)
+    sin = -sin[:, None] if rotation.inverse else sin[:, None]
+    return rotate_reference(wide, cos[:, None], sin, rotation.layout).to(x.dtype)
 
 
 def _forward(

@@ -52,8 +52,57 @@ def test_gradcheck(inputs, layout, norms):
         )  # fmt: skip
 
     torch.autograd.gradcheck(function, leaves)
-    if not any(norms):
-        torch.autograd.gradgradcheck(function, leaves)
+    torch.autograd.gradgradcheck(function, leaves)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("wanted", ["all", "weights", "query", "key"])
+def test_gradients_of_gradients_with_norms_are_those_of_complex_numbers(
+    inputs, oracle, layout, wanted
+):
+    """One weight for both norms, and keys that are made of the queries."""
+    make = inputs(batch=1, heads=2, kv_heads=2, queries=3, head_dim=7, pairs=2)
+    query, key = make.query_key()
+    angles, weight = make.angles(), make.weight()
+    leaves = {"query": [query], "key": [key], "weights": [weight], "all": [query, key, weight]}
+    weight.requires_grad_(wanted in ("weights", "all"))
+    for x in leaves[wanted]:
+        x.requires_grad_()
+
+    def penalty(function):
+        turned = function(query, key + query.sin() if wanted == "all" else key)
+        values = turned[0].sin().sum() + turned[1].cos().sum()
+        first = torch.autograd.grad(values, leaves[wanted], create_graph=True)
+        second = sum(x.square().sum() for x in first)
+        return first, torch.autograd.grad(second, leaves[wanted])
+
+    def ours(query, key):
+        return rotate_query_key(
+            query, key, angles.cos(), angles.sin(), layout=layout,
+            query_norm_weight=weight, key_norm_weight=weight, norm_eps=1e-2,
+        )  # fmt: skip
+
+    def exact(*tensors):
+        return [oracle(x, angles, layout=layout, weight=weight, eps=1e-2) for x in tensors]
+
+    torch.testing.assert_close(penalty(ours), penalty(exact), rtol=0, atol=1e-9)
+
+
+def test_gradients_of_gradients_of_a_compiled_function_are_refused(inputs):
+    torch.compiler.reset()
+    make = inputs()
+    query, key = make.query_key()
+    angles = make.angles()
+    weight = make.weight()
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def compiled(query, key, weight):
+        return rotate_query_key(query, key, angles.cos(), angles.sin(), query_norm_weight=weight)
+
+    values = sum(x.sin().sum() for x in compiled(query, key, weight))
+    (first,) = torch.autograd.grad(values, weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not currently support double backward"):
+        torch.autograd.grad(first.sum(), weight)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +220,7 @@ def test_transforms(inputs, layout, norms):
         return rotate_query_key(query, key, cos, sin, **options)
 
     tangents = torch.randn_like(query), torch.randn_like(key)
-    _, found = torch.func.jvp(rotated, (query, key), tangents)
+    found = torch.func.jvp(rotated, (query, key), tangents)[1]
     step = 1e-6
     moved = [
         rotated(query + sign * step * tangents[0], key + sign * step * tangents[1])
