@@ -46,7 +46,7 @@ def check_arrays(
         if x.ndim != leading + len(patch_size):
             raise ValueError(
                 f"x: expected {expected} with {len(patch_size)} axes of size, got "
-                f"{tuple(x.shape)}; a single array needs a batch of its own, x[None]"
+                f"{tuple(x.shape)}{_mend(x, leading + len(patch_size), packed=packed)}"
             )
         if not whole and x.shape[leading - 1] != channels:
             raise ValueError(
@@ -58,6 +58,14 @@ def check_arrays(
             _check_tokens(x, vocabulary)
         sizes.append(size)
     return sizes
+
+
+def _mend(x: Tensor, ndim: int, *, packed: bool) -> str:
+    """How to make the number of axes right, where that can be told."""
+    if packed:
+        return "; arrays of a list have no batch axis, list(x) takes it off" * (x.ndim == ndim + 1)
+    one_less = x.ndim == ndim - 1
+    return "; x[None] is a batch of one array, x[:, None] has one channel" * one_less
 
 
 def _check_tokens(x: Tensor, vocabulary: int) -> None:
@@ -86,13 +94,15 @@ def check_dtype(arrays: Sequence[Tensor], weight: Tensor) -> None:
             )
 
 
-def check_times(t: Tensor, batch: int, device: torch.device) -> Float[Tensor, " batch"]:
+def check_times(t: Tensor | float, batch: int, device: torch.device) -> Float[Tensor, " batch"]:
     """A time for each array; values are read on a CPU only.
 
     Raises:
         TypeError: not a tensor of floating-point numbers.
         ValueError: another number of times, or times outside of [0, 1].
     """
+    if isinstance(t, float):
+        t = torch.tensor(t)
     if not isinstance(t, Tensor) or not t.is_floating_point():
         kind = t.dtype if isinstance(t, Tensor) else type(t).__name__
         raise TypeError(f"t: expected floating-point times in [0, 1], a tensor, got {kind}")

@@ -73,7 +73,7 @@ class DiffusionTransformer(nn.Module):
         norm: "layer" or "rms", both without weights, before each half of a block.
         norm_eps: its epsilon; two numbers for mixers and feed-forwards apart.
         adaln: "full", "shared" or "low_rank": see `ropewalk.blocks.denoiser.modulation`.
-        adaln_rank: of "low_rank".
+        adaln_rank: of "low_rank"; dim / 16 if None.
         num_classes: 0 for none. Class `num_classes` stands for "no class".
         learn_sigma: twice the output channels; the second half is for a learned variance.
         registers: learned tokens that belong to no place.
@@ -155,7 +155,7 @@ class DiffusionTransformer(nn.Module):
     def forward(
         self,
         x: Shaped[Tensor, "batch ..."] | Sequence[Shaped[Tensor, "..."]],
-        t: Float[Tensor, " batch"],
+        t: Float[Tensor, " batch"] | float,
         y: Int[Tensor, " batch"] | None = None,
     ) -> Tensor | list[Tensor]:
         """The prediction, in whatever parametrisation the model was trained.
@@ -163,7 +163,7 @@ class DiffusionTransformer(nn.Module):
         Args:
             x: (batch, channels, *size); of a model with a vocabulary int64 (batch, *size). Or a
                 list of arrays of several sizes, without the batch axis.
-            t: times in [0, 1], 0 is data; (batch,), or one number for all.
+            t: times in [0, 1], 0 is data; (batch,), or one number for all, a float or a tensor.
             y: classes, int64 (batch,); None for none.
 
         Returns:
@@ -276,10 +276,11 @@ class DiffusionTransformer(nn.Module):
         """
         grid = grid_of(axes_of(size, "size", len(self.input_size)), self.patch_size, "size")
         trained = grid_of(self.input_size, self.patch_size)
-        if self.options["rotary"] == "none":
+        if self.rotary is None and self.options["rotary"] != "absolute":
             raise ValueError(
-                "at_size: expected a model with positions, got rotary='none', which has no "
-                "frequencies to change; it reads other sizes as it is"
+                "at_size: expected a model with positions, got rotary="
+                f"{self.options['rotary']!r} and mixers {set(self.options['mixer'])}, which have "
+                "no frequencies to change; it reads other sizes as it is"
             )
         other = copy.copy(self)
         # The same parameters and parts, in tables of its own.

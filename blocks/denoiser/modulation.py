@@ -4,7 +4,7 @@
 
 full      a matrix A (6·dim, dim) for each block: a third of a DiT's parameters, hardly any FLOPs
 shared    one for all blocks and a learned offset for each (PixArt-α, arXiv 2310.00426 §2.3)
-low_rank  A = U V of a rank for each block
+low_rank  A = U V for each block, of rank dim / 16 if nothing else is said
 
 All start at zero, so that every block starts as the identity (adaLN-Zero, arXiv 2212.09748 §3.2).
 """
@@ -18,6 +18,11 @@ from torch import Tensor, nn
 AdaLN = Literal["full", "shared", "low_rank"]
 ADALN: tuple[AdaLN, ...] = ("full", "shared", "low_rank")
 VECTORS = 6
+
+
+def default_rank(dim: int) -> int:
+    """Of a low-rank modulation: dim / 16, and at least four."""
+    return max(4, dim // 16)
 
 
 class FullModulation(nn.Linear):

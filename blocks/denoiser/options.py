@@ -31,7 +31,7 @@ class Options(TypedDict, total=False):
     norm: NormKind
     norm_eps: float | tuple[float, float]
     adaln: AdaLN
-    adaln_rank: int
+    adaln_rank: int | None
     num_classes: int
     learn_sigma: bool
     registers: int
@@ -57,7 +57,7 @@ DEFAULTS: dict[str, Any] = {
     "norm": "layer",
     "norm_eps": 1e-6,
     "adaln": "full",
-    "adaln_rank": 64,
+    "adaln_rank": None,
     "num_classes": 0,
     "learn_sigma": False,
     "registers": 0,
@@ -97,9 +97,9 @@ def completed(given: dict[str, Any], depth: int) -> dict[str, Any]:
             raise ValueError(
                 f"{NAME}.{name}: expected one of {', '.join(known)}, got {options[name]!r}"
             )
-    require_integer(NAME, 1, nblocks=options["nblocks"], adaln_rank=options["adaln_rank"])
+    require_integer(NAME, 1, nblocks=options["nblocks"])
     require_integer(NAME, 0, num_classes=options["num_classes"], registers=options["registers"])
-    for name in ("feed_forward_width", "vocabulary", "out_channels", "time_steps"):
+    for name in ("feed_forward_width", "adaln_rank", "vocabulary", "out_channels", "time_steps"):
         if options[name] is not None:
             require_integer(NAME, 1, **{name: options[name]})
     if options["time_frequency_shift"] not in (0, 1):

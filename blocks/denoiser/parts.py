@@ -17,6 +17,7 @@ from ropewalk.blocks.denoiser.modulation import (
     FullModulation,
     LowRankModulation,
     SharedModulation,
+    default_rank,
 )
 from ropewalk.blocks.denoiser.options import NAME
 from ropewalk.blocks.denoiser.patches import Size
@@ -134,7 +135,8 @@ class Builder:
         if self.options["adaln"] == "shared":
             return SharedModulation(self.dim, **self.placement)
         if self.options["adaln"] == "low_rank":
-            return LowRankModulation(self.dim, self.options["adaln_rank"], **self.placement)
+            rank = self.options["adaln_rank"] or default_rank(self.dim)
+            return LowRankModulation(self.dim, rank, **self.placement)
         return FullModulation(self.dim, VECTORS, **self.placement)
 
     def blocks(self) -> nn.ModuleList:

@@ -31,10 +31,9 @@ PUBLISHED: Options = {
     "feed_forward": "gelu",
     "rotary": "absolute",
     "learn_sigma": True,
-    "num_classes": 1000,
     "time_steps": 1000,
 }
-"""What makes a `DiffusionTransformer` the published DiT."""
+"""What makes a `DiffusionTransformer` the published DiT, which has 1000 classes."""
 
 
 def preset(
@@ -45,8 +44,8 @@ def preset(
 ) -> DiffusionTransformer:
     """A model of a published size.
 
-    With `**PUBLISHED` it is DiT itself: XL/2 has 675 million parameters. Without, its feed-forward
-    is SwiGLU of the same number of parameters and its positions are rotary.
+    With `num_classes=1000, **PUBLISHED` it is DiT itself: XL/2 has 675 million parameters. Without,
+    its feed-forward is SwiGLU of the same number of parameters and its positions are rotary.
 
     Args:
         name: such as "XL/2": the size and the patch.

@@ -143,14 +143,16 @@ def test_no_class_is_the_last_row(make_denoiser):
 
 def test_one_time_for_all(make_denoiser):
     model, x = make_denoiser(), torch.randn(3, 1, 8, 8)
-    torch.testing.assert_close(model(x, torch.tensor(0.25)), model(x, torch.full((3,), 0.25)))
+    expected = model(x, torch.full((3,), 0.25))
+    torch.testing.assert_close(model(x, torch.tensor(0.25)), expected)
+    torch.testing.assert_close(model(x, 0.25), expected)
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_published_sizes(name):
     """MATH: 32.9, 130, 458 and 675 million parameters at patches of 2."""
     millions = {"S": "32.9", "B": "130", "L": "458", "XL": "675"}
-    model = preset(name, **PUBLISHED, device="meta")
+    model = preset(name, num_classes=1000, **PUBLISHED, device="meta")
     width, patch = name.split("/")
     count = sum(p.numel() for p in model.parameters())
     # Patches of 4 and 8 have wider first and last layers: 4 channels in, 8 out.
@@ -161,7 +163,10 @@ def test_published_sizes(name):
 @pytest.mark.parametrize("name", ["S/2", "B/2", "L/2", "XL/2"])
 def test_swiglu_has_as_many_parameters_as_gelu(name):
     counts = [
-        sum(p.numel() for p in preset(name, feed_forward=kind, device="meta").parameters())
+        sum(
+            p.numel()
+            for p in preset(name, feed_forward=kind, num_classes=1000, device="meta").parameters()
+        )
         for kind in ("gelu", "swiglu")
     ]
     assert counts[1] / counts[0] == pytest.approx(1, abs=2e-3)
@@ -170,7 +175,10 @@ def test_swiglu_has_as_many_parameters_as_gelu(name):
 
 def test_shared_and_low_rank_modulations_save_their_third():
     counts = {
-        kind: sum(p.numel() for p in preset("XL/2", adaln=kind, device="meta").parameters())
+        kind: sum(
+            p.numel()
+            for p in preset("XL/2", adaln=kind, num_classes=1000, device="meta").parameters()
+        )
         for kind in ("full", "shared", "low_rank")
     }
     modulation = 28 * 6 * 1152 * 1153

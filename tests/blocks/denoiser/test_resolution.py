@@ -79,3 +79,5 @@ def test_bad_sizes_and_rules():
         model.at_size(16, rule=3)
     with pytest.raises(ValueError, match="expected a model with positions"):
         DiffusionTransformer(8, 2, 1, 32, 1, 4, rotary="none").at_size(16)
+    with pytest.raises(ValueError, match="expected a model with positions"):
+        DiffusionTransformer(8, 2, 1, 32, 1, 4, mixer="recurrent").at_size(16)
