@@ -80,9 +80,10 @@ class EMA:
 
         Raises:
             RuntimeError: within `swap`, where the model holds the averages themselves.
+            ValueError: the model has other parameters than those that are averaged.
         """
         self._refuse_if_swapped("update")
-        weights = _weights(self._model)
+        weights = self._model_weights("update")
         latest = [weights[name].to(average.dtype) for name, average in self.shadow.items()]
         average_all = get_ema_multi_avg_fn(self.next_decay)  # one fused update
         average_all(tuple(self.shadow.values()), tuple(latest), self.updates)
@@ -94,9 +95,10 @@ class EMA:
 
         Raises:
             RuntimeError: within another `swap` of this object.
+            ValueError: the model has other parameters than those that are averaged.
         """
         self._refuse_if_swapped("swap")
-        weights = _weights(self._model)
+        weights = self._model_weights("swap")
         places = [weights[name] for name in self.shadow]
         own = [place.clone() for place in places]
         self._swapped = True
@@ -154,6 +156,17 @@ class EMA:
         self.warm_up = bool(state["warm_up"])
         self.updates = int(state["updates"])
 
+    def _model_weights(self, method: str) -> dict[str, Tensor]:
+        """What is averaged, as it is now; refused if it is not what it was."""
+        weights = _weights(self._model)
+        _check_same(
+            self.shadow,
+            weights,
+            f"EMA.{method}: expected the parameters that the model had when this average was made, "
+            "or make a new EMA after adding or removing some",
+        )
+        return weights
+
     def _refuse_if_swapped(self, method: str) -> None:
         if self._swapped:
             raise RuntimeError(
@@ -181,7 +194,7 @@ def _average_dtype(weight: Tensor) -> torch.dtype:
 def _check_same(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], message: str) -> None:
     if ours.keys() != theirs.keys():
         missing, unknown = sorted(ours.keys() - theirs.keys()), sorted(theirs.keys() - ours.keys())
-        raise ValueError(f"{message}; missing {missing[:5]}, not of this model {unknown[:5]}")
+        raise ValueError(f"{message}; missing {missing[:5]}, unexpected {unknown[:5]}")
     for name, tensor in ours.items():
         if tensor.shape != theirs[name].shape:
             raise ValueError(

@@ -177,3 +177,28 @@ def test_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="same form"):
         ema.copy_to(nn.Linear(3, 2))
     assert equal(before, state(ema._model))
+
+
+def test_refuses_parameters_that_came_or_went():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    ema = EMA(model, 0.5)
+    before = {name: average.clone() for name, average in ema.shadow.items()}
+
+    def refused(match):
+        for method in ("update", "swap"):
+            expected = rf"EMA.{method}: expected the parameters that .* make a new EMA .*{match}"
+            with pytest.raises(ValueError, match=expected):
+                ema.update() if method == "update" else ema.swap().__enter__()
+        assert ema.updates == 0
+        assert equal(ema.shadow, before)
+
+    last = model.pop(1)
+    refused(r"missing \['1.bias', '1.weight'\], unexpected \[\]")
+    model.extend([last, nn.Linear(3, 1, bias=False)])
+    refused(r"missing \[\], unexpected \['2.weight'\]")
+    model.pop(2)
+    model[1] = nn.Linear(3, 2)
+    refused(r"1.weight: expected shape \(3, 3\), got \(2, 3\)")
+    model[1] = last
+    ema.update()
+    assert ema.updates == 1
