@@ -11,6 +11,7 @@ equations are in `ropewalk.blocks.diffusion.solvers`.
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor
@@ -36,7 +37,7 @@ from ropewalk.blocks.diffusion.sampler.checks import (
 )
 from ropewalk.blocks.diffusion.solvers import Run, Solver, Span, named
 
-Callback = Callable[[int, Tensor, Tensor, Tensor], Tensor | bool | None]
+Callback = Callable[[int, Tensor, Tensor, Tensor], Tensor | bool | np.bool_ | None]
 """callback(step, x, x0, t): None goes on, a tensor goes on from it, False stops."""
 Progress = bool | Callable[[Iterable[int]], Iterable[int]]
 
@@ -142,7 +143,7 @@ def sample(
             answer = callback(step, x, x0, s)
             if isinstance(answer, Tensor):
                 x = _edited(answer, x)
-            elif answer is False:
+            elif isinstance(answer, bool | np.bool_) and not answer:
                 break
     return x
 

@@ -4,6 +4,7 @@ import copy
 import math
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -205,6 +206,19 @@ def test_the_last_step_lands_on_the_prediction(solver):
         process = Gaussian(Karras(), "x0")
         found = sample(lambda x, t, y: goal, process, (2, 3), times=times, solver=solver)
         assert torch.equal(found, goal)
+
+
+@pytest.mark.parametrize("stop", [False, np.False_], ids=["python", "numpy"])
+@pytest.mark.parametrize("go_on", [True, np.True_, None, 0], ids=str)
+def test_callbacks_stop_by_false_of_either_kind(stop, go_on):
+    reached = []
+
+    def callback(step, x, x0, t):
+        reached.append(step)
+        return stop if step == 1 else go_on
+
+    sample(network, PROCESS, (2, 3), steps=4, callback=callback)
+    assert reached == [0, 1]
 
 
 def test_callbacks_see_every_step_and_may_edit_or_stop():
