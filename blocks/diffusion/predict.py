@@ -65,6 +65,10 @@ class Predictor:
         model_time: what the model is told at the times (batch,). By default the time itself, or for
             a shifted schedule that of the schedule which it shifts.
 
+    Attributes:
+        shape: (batch, …) of the states that it will be called with, which guidances check what
+            they have against; None where it is not known.
+
     Raises:
         TypeError: the model is not callable, or the process is not a `Process`.
 
@@ -88,11 +92,22 @@ class Predictor:
         self.model = model
         self.process = process
         self.model_time = process.schedule.model_time if model_time is None else model_time
+        self.shape: tuple[int, ...] | None = None
 
     @property
     def null_condition(self) -> Any:
         """The model's "no condition", None if it has none."""
         return getattr(self.model, "null_condition", None)
+
+    def check_condition(self, condition: Any, batch: int) -> None:
+        """Lets the model say, before it runs, what it does not take; others take everything.
+
+        Raises:
+            TypeError, ValueError: as the model says.
+        """
+        own = getattr(self.model, "check_condition", None)
+        if callable(own):
+            own(condition, batch)
 
     def output(
         self,

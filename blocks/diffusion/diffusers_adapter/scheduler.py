@@ -75,6 +75,7 @@ def sample_with_scheduler(
     check_shape(shape, start)
     check_condition(shape, condition, model)
     predictor = SamplingPredictor(model, process)
+    predictor.shape = tuple(shape)
     check_guidance(guidance, predictor, condition, process)
     predict = guided(predictor, guidance, condition)
 

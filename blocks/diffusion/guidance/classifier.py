@@ -66,12 +66,13 @@ class Classifier(Guidance):
         condition: Any,
         process: Process,
     ) -> Prediction:
-        """One call of the model and one of the classifier, forth and back."""
-        prediction = predict(x_t, t, condition)
+        """One call of the classifier, forth and back, and one of the model."""
         times = sample_times(t, x_t)
         push = state_gradient(
             lambda x: self.log_prob(x, times, condition), x_t, process, "log_prob"
         )
+        # The model comes last: a classifier without a gradient is refused before it runs.
+        prediction = predict(x_t, t, condition)
         data = tilted(prediction.data, push, self.scale * strength(process, x_t, t), process)
         return prediction._replace(data=data)
 

@@ -50,10 +50,13 @@ class ClassifierFree(Guidance):
         """Raises where there is nothing to guide by.
 
         Raises:
-            ValueError: no condition, no null condition, or one of another shape.
+            ValueError: no condition, no null condition, or one of another shape or that the model
+                does not take.
             TypeError: a condition that is no tensor, nor dicts and tuples of tensors.
         """
-        _joined(condition, self._null(predict, condition), "condition", None)
+        joined = _joined(condition, self._null(predict, condition), "condition", None)
+        if self.null is not None:
+            self._check_null(predict, joined)
 
     def __call__(
         self,
@@ -72,6 +75,18 @@ class ClassifierFree(Guidance):
         conditional, unconditional = both.data.chunk(2)
         variance = None if both.variance is None else both.variance.chunk(2)[0]
         return Prediction(away_from(conditional, unconditional, self.scale, process), variance)
+
+    def _check_null(self, predict: Predict, joined: Any) -> None:
+        """Asks the model; its own null condition it takes."""
+        check, first = getattr(predict, "check_condition", None), _first_tensor(joined)
+        if check is None or first is None:
+            return
+        try:
+            check(joined, len(first))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"ClassifierFree.null: expected what the model takes for a condition: {error}"
+            ) from error
 
     def _null(self, predict: Predict, condition: Any) -> Any:
         if condition is None:
@@ -115,6 +130,15 @@ def _joined(condition: Any, null: Any, name: str, batch: int | None) -> Any:
         f"{name}: expected a tensor (batch, …), or dicts and tuples of them with a null condition "
         f"of the same structure, got {type(condition).__name__} and {type(null).__name__}"
     )
+
+
+def _first_tensor(condition: Any) -> Tensor | None:
+    """One of the tensors of a condition; None if it is made of none."""
+    while isinstance(condition, dict | tuple):
+        condition = next(
+            iter(condition.values() if isinstance(condition, dict) else condition), None
+        )
+    return condition
 
 
 def _null_like(condition: Tensor, null: Any, name: str) -> Tensor:

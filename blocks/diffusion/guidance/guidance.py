@@ -229,7 +229,8 @@ def gradient_of(
     """The gradient of each sample's value, also where gradients are switched off around it.
 
     Raises:
-        ValueError: the function does not give one value per sample, or none that depends on x.
+        ValueError: the function does not give one value per sample, or some that do not depend on
+            x.
     """
     with torch.inference_mode(False), torch.enable_grad():
         x = x.detach().clone().requires_grad_(True)
@@ -242,4 +243,10 @@ def gradient_of(
                 f"{name}: expected values that depend on x by differentiable operations, got some "
                 "without a gradient; look for .detach(), torch.no_grad() or .item() in it"
             )
-        return torch.autograd.grad(values.sum(), x)[0]
+        (gradient,) = torch.autograd.grad(values.sum(), x, allow_unused=True)
+        if gradient is None:
+            raise ValueError(
+                f"{name}: expected values that depend on x by differentiable operations, got some "
+                "whose gradient does not reach x; look for .detach() or torch.tensor(x) in it"
+            )
+        return gradient

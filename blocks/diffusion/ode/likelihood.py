@@ -93,6 +93,7 @@ def log_likelihood(
     if not isinstance(x0, Tensor) or not x0.is_floating_point() or x0.ndim == 0:
         raise TypeError("x0: expected a floating-point tensor (batch, …)")
     check_condition(x0.shape, condition, model)
+    predictor.shape = tuple(x0.shape)
     check_guidance(guidance, predictor, condition, process)
     check_generator(generator, x0.device)
     solver_library()

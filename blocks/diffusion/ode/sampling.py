@@ -72,6 +72,7 @@ def sample_ode(
     require_positive("sample_ode", rtol=rtol, atol=atol)
     check_shape(shape, start)
     check_condition(shape, condition, model)
+    predictor.shape = tuple(shape)
     check_guidance(guidance, predictor, condition, process)
     solver_library()
     predict = guided(predictor, guidance, condition)

@@ -26,11 +26,13 @@ class InOwnDtype:
     Attributes:
         model: what is called.
         null_condition: the model's, None if it has none.
+        check_condition: the model's, None if it has none.
     """
 
     def __init__(self, model: Model) -> None:
         self.model = model
         self.null_condition = getattr(model, "null_condition", None)
+        self.check_condition = getattr(model, "check_condition", None)
         weight = weight_of(model)
         self._dtype = None if weight is None else weight.dtype
 

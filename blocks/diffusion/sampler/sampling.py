@@ -121,6 +121,7 @@ def sample(
     check_shape(shape, start)
     check_calls(callback, progress)
     check_condition(shape, condition, model)
+    predictor.shape = tuple(shape)
     check_guidance(guidance, predictor, condition, process)
     run = Run(
         process,

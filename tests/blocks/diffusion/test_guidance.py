@@ -25,6 +25,7 @@ from ropewalk.blocks.diffusion import (
     RectifiedFlow,
     Schedule,
     Similarity,
+    sample,
 )
 
 CENTRES = torch.tensor([[1.5, 0.0], [-1.0, 1.0], [0.0, -2.0]], dtype=torch.float64)
@@ -333,12 +334,12 @@ def test_what_only_one_side_holds_impossible_stays_defined() -> None:
     torch.testing.assert_close(data.exp()[0, 0], expected / expected.sum())
 
 
+def never(x: Tensor, t: Tensor, y: Any) -> Tensor:
+    raise AssertionError("the model ran")
+
+
 def test_missing_conditions_are_refused_before_the_model_runs() -> None:
     process = Gaussian(Cosine(), "x0")
-
-    def never(x: Tensor, t: Tensor, y: Any) -> Tensor:
-        raise AssertionError("the model ran")
-
     predict, x_t, y = Predictor(never, process), torch.zeros(2, 3), torch.tensor([0, 1])
     free: list[Guidance] = [
         ClassifierFree(1.0),
@@ -362,13 +363,77 @@ def test_missing_conditions_are_refused_before_the_model_runs() -> None:
         ClassifierFree(1.0, null=1).check(predict, torch.tensor(1), process)
 
 
-def test_gradients_that_do_not_exist_are_refused() -> None:
+def test_gradients_that_do_not_exist_are_refused_before_the_model_runs() -> None:
+    process, other = Gaussian(Cosine(), "x0"), torch.ones(2, requires_grad=True)
+    predict, x_t = Predictor(never, process), torch.zeros(2, 3)
+
+    def refused(log_prob: Any, match: str) -> None:
+        for guidance in (
+            Classifier(lambda x, t, y: log_prob(x)),
+            Similarity(None, None, similarity=lambda x, target: log_prob(x), on="state"),
+        ):
+            with pytest.raises(ValueError, match=match):
+                guidance(predict, x_t, 0.5, None, process)
+
+    refused(lambda x: x, "one value per sample")
+    refused(lambda x: x.sum(), "one value per sample")
+    refused(lambda x: None, "one value per sample")
+    refused(lambda x: x.detach().sum(1), "without a gradient")
+    refused(lambda x: other * 2, "whose gradient does not reach x")
+
+
+@pytest.mark.parametrize("process", [Gaussian(Cosine(), "x0"), Mask(5, Cosine())], ids=repr)
+@pytest.mark.parametrize("on", ["prediction", "state"])
+def test_targets_of_another_shape_are_refused_before_the_model_runs(process: Any, on: str) -> None:
+    entries = () if not process.discrete else (6,) if on == "state" else (5,)
+    wrong = ((4,), (3, 3, *entries), (1, 2, 3, *entries), (2, 4, *entries))
+    for shape in wrong:
+        guidance = Interval(Similarity(None, torch.ones(shape), on=on), 0.0, 0.5)
+        with pytest.raises(ValueError, match=r"Similarity.target: expected the shape of one"):
+            sample(never, process, (2, 3), steps=1, guidance=guidance)
+    predict = Predictor(never, process)
+    predict.shape = (2, 3)
+    for shape in ((3, *entries), (2, 3, *entries), (1, 3, *entries), (1,), ()):
+        Similarity(None, torch.ones(shape), on=on).check(predict, None, process)
+    # Features of another shape than the data's, and targets of another similarity.
+    Similarity(lambda x: x[:, :1], torch.ones(7), on=on).check(predict, None, process)
+    Similarity(None, 3, similarity=lambda x, _: x.sum(1), on=on).check(predict, None, process)
+
+
+def test_targets_of_another_shape_than_the_features_are_refused() -> None:
     process = Gaussian(Cosine(), "x0")
-    predict, x_t = Predictor(lambda x, t, y: x, process), torch.zeros(2, 3)
-    with pytest.raises(ValueError, match="one value per sample"):
-        Classifier(lambda x, t, y: x)(predict, x_t, 0.5, None, process)
-    with pytest.raises(ValueError, match="without a gradient"):
-        Classifier(lambda x, t, y: x.detach().sum(1))(predict, x_t, 0.5, None, process)
+    guidance = Similarity(lambda x: x[:, :2], torch.ones(3))
+    with pytest.raises(ValueError, match=r"features, \(2,\), or of all, \(4, 2\)"):
+        sample(lambda x, t, y: x, process, (4, 3), steps=1, guidance=guidance)
+
+
+def test_null_conditions_that_the_model_does_not_take_are_refused_before_it_runs() -> None:
+    class Classes:
+        null_condition = 2
+
+        def check_condition(self, condition: Any, batch: int) -> None:
+            classes = condition["y"][0] if isinstance(condition, dict) else condition
+            if len(classes) != batch or not bool(((classes >= 0) & (classes <= 2)).all()):
+                raise ValueError(f"y: expected {batch} classes below 3")
+
+        def __call__(self, x: Tensor, t: Tensor, y: Any) -> Tensor:
+            return never(x, t, y)
+
+    process, y = Gaussian(Cosine(), "x0"), torch.tensor([0, 1])
+    refused: list[tuple[Any, Any]] = [
+        (3, y),
+        (-1, y),
+        (torch.tensor([2, 3]), y),
+        ({"y": (3,)}, {"y": (y,)}),
+    ]
+    for null, condition in refused:
+        guidance = Compose(ClassifierFree(1.0, null), AutoGuidance(never))
+        with pytest.raises(ValueError, match=r"ClassifierFree.null: .* y: expected 4 classes"):
+            sample(Classes(), process, (2, 3), steps=1, guidance=guidance, condition=condition)
+    for model in (Classes(), never):
+        predict = Predictor(model, process)
+        ClassifierFree(1.0, 2).check(predict, y, process)
+        ClassifierFree(1.0, {"y": (1,)}).check(predict, {"y": (y,)}, process)
 
 
 @pytest.mark.parametrize(
@@ -384,8 +449,10 @@ def test_gradients_that_do_not_exist_are_refused() -> None:
         (lambda: Compose(ClassifierFree(), 3), TypeError, "outer"),
         (lambda: Similarity(None, 1.0, on="noise"), ValueError, "on"),
         (lambda: Similarity(3, 1.0), TypeError, "embed"),
+        (lambda: Similarity(None, None), TypeError, "target: expected a tensor for the cosine"),
+        (lambda: Similarity(None, [1.0]), TypeError, "got list; another similarity"),
     ],
-    ids=range(10),
+    ids=range(12),
 )
 def test_bad_parameters_are_refused(make, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
