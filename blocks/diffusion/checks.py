@@ -14,6 +14,19 @@ Time = Tensor | float
 """A time in [0, 1]: a number, a 0-d tensor for the whole batch, or one per sample."""
 
 
+def described(value: object) -> str:
+    """A value as an error names it: in a few words, whatever it holds."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, list | tuple | dict | set):
+        return f"{type(value).__name__} of {len(value)}"
+    if value is None or isinstance(value, str | bool | int | float | complex):
+        return repr(value)
+    return type(value).__name__
+
+
 def readable(x: Tensor) -> bool:
     """Whether the values of x can be read here without waiting for a device or breaking a graph."""
     return is_plain(x) and x.device.type == "cpu" and not is_transformed() and x.numel() > 0
@@ -36,7 +49,9 @@ def as_time(t: Time, name: str = "t") -> Float[Tensor, " *times"]:
     """
     if not isinstance(t, Tensor):
         if isinstance(t, bool) or not isinstance(t, int | float):
-            raise TypeError(f"{name}: expected a number or a floating-point tensor, got {t!r}")
+            raise TypeError(
+                f"{name}: expected a number or a floating-point tensor, got {described(t)}"
+            )
         if not 0 <= t <= 1:
             raise ValueError(f"{name}: expected a time in [0, 1], 0 data and 1 noise, got {t!r}")
         return torch.tensor(float(t), dtype=torch.float64)
@@ -88,7 +103,7 @@ def require_data(name: str, x: Tensor) -> None:
         ValueError: x has no batch dimension.
     """
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name}: expected a tensor (batch, …), got {type(x).__name__}")
+        raise TypeError(f"{name}: expected a tensor (batch, …), got {described(x)}")
     if not x.is_floating_point():
         raise TypeError(
             f"{name}: expected floating-point data, got {x.dtype}; convert it with .float(), or "
@@ -117,7 +132,7 @@ def require_tokens(
         ValueError: x has no batch dimension, or a token is out of the vocabulary.
     """
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name}: expected a tensor of tokens (batch, …), got {type(x).__name__}")
+        raise TypeError(f"{name}: expected a tensor of tokens (batch, …), got {described(x)}")
     if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
         raise TypeError(f"{name}: expected integer tokens, got {x.dtype}; convert it with .long()")
     require_batch(name, x)

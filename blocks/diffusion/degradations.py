@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ropewalk.blocks.checks import require_integer, require_number, require_positive
+from ropewalk.blocks.diffusion.checks import described
 from ropewalk.kernels.autocast import suspended
 
 Degradation = Callable[[Tensor, Tensor], Tensor]
@@ -216,6 +217,6 @@ def degradation(which: str | Degradation) -> Degradation:
         return DEGRADATIONS[which]
     if not callable(which):
         raise TypeError(
-            f"degradation: expected a name or a function of (x, severity), got {which!r}"
+            f"degradation: expected a name or a function of (x, severity), got {described(which)}"
         )
     return which

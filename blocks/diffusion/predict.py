@@ -7,14 +7,15 @@ whether it takes the condition. `Predictor` scales its input, tells it the time,
 what it gives, and reads that as the process's parametrisation says.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Num
-from torch import Tensor
+from torch import Tensor, nn
 
-from ropewalk.blocks.diffusion.checks import Time, as_time, per_sample, wide
+from ropewalk.blocks.diffusion.checks import Time, as_time, described, per_sample, wide
 from ropewalk.blocks.diffusion.process import Process
 
 Model = Callable[[Tensor, Tensor, Any], Tensor]
@@ -56,6 +57,33 @@ def split_variance(output: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor | None]:
     return prediction, variance
 
 
+def require_model(model: object) -> None:
+    """Raises unless this can be called with (x_t, t, condition), as far as its signature shows.
+
+    Raises:
+        TypeError: it is not callable, or takes another number of arguments.
+    """
+    if not callable(model):
+        raise TypeError(f"model: expected a callable (x_t, t, condition), got {described(model)}")
+    if torch.compiler.is_compiling():
+        return  # a compiled call of the model says it itself
+    called = model.forward if isinstance(model, nn.Module) else model
+    if not inspect.isroutine(called):
+        called = called.__call__
+    try:
+        signature = inspect.signature(called)
+    except (TypeError, ValueError):
+        return  # it shows none
+    try:
+        signature.bind(None, None, None)
+    except TypeError:
+        names = ", ".join(signature.parameters)
+        raise TypeError(
+            f"model: expected a callable of three arguments (x_t, t, condition), got one of "
+            f"({names}); wrap it, as in lambda x_t, t, condition: model(x_t, t)"
+        ) from None
+
+
 class Predictor:
     """A model and a process as one function from x_t to a prediction.
 
@@ -70,7 +98,7 @@ class Predictor:
             they have against; None where it is not known.
 
     Raises:
-        TypeError: the model is not callable, or the process is not a `Process`.
+        TypeError: the model cannot be called like this, or the process is not a `Process`.
 
     Example:
         >>> predict = Predictor(lambda x, t, y: torch.zeros_like(x), Gaussian(RectifiedFlow(), "v"))
@@ -85,10 +113,9 @@ class Predictor:
         *,
         model_time: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        if not callable(model):
-            raise TypeError(f"model: expected a callable (x_t, t, condition), got {model!r}")
+        require_model(model)
         if not isinstance(process, Process):
-            raise TypeError(f"process: expected a Process, got {process!r}")
+            raise TypeError(f"process: expected a Process, got {described(process)}")
         self.model = model
         self.process = process
         self.model_time = process.schedule.model_time if model_time is None else model_time

@@ -89,12 +89,19 @@ class ClassifierFree(Guidance):
             ) from error
 
     def _null(self, predict: Predict, condition: Any) -> Any:
+        null = getattr(predict, "null_condition", None) if self.null is None else self.null
+        if condition is None and null is None:
+            raise ValueError(
+                "ClassifierFree: expected a condition to guide by and a model with a "
+                "null_condition, got neither; it is for models that were trained with a condition: "
+                "give sample(…, condition=…), and ClassifierFree(null=…) what the model was "
+                "trained with in place of one"
+            )
         if condition is None:
             raise ValueError(
                 "ClassifierFree: expected a condition to guide by, got None; give sample(…, "
                 "condition=…)"
             )
-        null = getattr(predict, "null_condition", None) if self.null is None else self.null
         if null is None:
             raise ValueError(
                 "ClassifierFree: expected a null condition, but the model has no null_condition; "

@@ -20,7 +20,7 @@ from jaxtyping import Float, Num
 from torch import Tensor
 
 from ropewalk.blocks.checks import require_number
-from ropewalk.blocks.diffusion.checks import Time
+from ropewalk.blocks.diffusion.checks import Time, described
 from ropewalk.blocks.diffusion.predict import Model, Prediction
 from ropewalk.blocks.diffusion.process import Process
 
@@ -176,7 +176,7 @@ def require_callable(owner: str, **fields: object) -> None:
     """
     for name, value in fields.items():
         if not callable(value):
-            raise TypeError(f"{owner}.{name}: expected a callable, got {value!r}")
+            raise TypeError(f"{owner}.{name}: expected a callable, got {described(value)}")
 
 
 def require_scale(owner: str, scale: float) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ropewalk.blocks.checks import require_positive
+from ropewalk.blocks.diffusion.checks import described
 from ropewalk.blocks.diffusion.process import Process
 from ropewalk.blocks.diffusion.schedule import Schedule
 from ropewalk.blocks.diffusion.solvers.coordinates import (
@@ -31,6 +32,10 @@ from ropewalk.blocks.diffusion.solvers.solver import AFFINE
 
 ADAPTIVE = ("dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun")
 """torchdiffeq's methods that choose their steps."""
+FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4")
+MULTISTEP = ("explicit_adams", "implicit_adams", "fixed_adams")
+METHODS = (*ADAPTIVE, *FIXED, *MULTISTEP, "scipy_solver")
+"""All methods of torchdiffeq."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,24 @@ def check_flow(process: Process, coordinate: Coordinate, least_noise: float) -> 
         raise ValueError(
             f"least_noise: expected less than the schedule's σ/α at t = 1, {most:g}, got "
             f"{least_noise!r}"
+        )
+
+
+def check_method(solver: str) -> None:
+    """Raises unless torchdiffeq has this method.
+
+    Raises:
+        TypeError: the solver is no name.
+        ValueError: there is none of this name.
+    """
+    if not isinstance(solver, str):
+        raise TypeError(
+            f"solver: expected the name of a method of torchdiffeq, got {described(solver)}; the "
+            "solvers of `sample` are not for adaptive steps"
+        )
+    if solver not in METHODS:
+        raise ValueError(
+            f"solver: expected a method of torchdiffeq, one of {', '.join(METHODS)}, got {solver!r}"
         )
 
 

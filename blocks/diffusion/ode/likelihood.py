@@ -20,8 +20,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ropewalk.blocks.checks import require_integer, require_positive
-from ropewalk.blocks.diffusion.checks import wide
-from ropewalk.blocks.diffusion.ode.flow import Flow, check_flow, integrate, solver_library
+from ropewalk.blocks.diffusion.checks import described, wide
+from ropewalk.blocks.diffusion.ode.flow import (
+    Flow,
+    check_flow,
+    check_method,
+    integrate,
+    solver_library,
+)
 from ropewalk.blocks.diffusion.predict import Model
 from ropewalk.blocks.diffusion.process import PoissonFlow, Process
 from ropewalk.blocks.diffusion.sampler.calls import SamplingPredictor, guided, not_training
@@ -63,7 +69,7 @@ def log_likelihood(
     Args:
         model: `model(x_t, t, condition)`, differentiable in x_t.
         process: Gaussian or Poisson flow.
-        x0: the data.
+        x0: the data, of about unit size, as in [−1, 1].
         trace: "exact", or "hutchinson" for an unbiased estimate at the cost of `probes` products.
         probes: how many random directions "hutchinson" takes.
         solver: a method of torchdiffeq.
@@ -86,12 +92,13 @@ def log_likelihood(
     """
     predictor = SamplingPredictor(model, process)
     check_flow(process, coordinate, least_noise)
+    check_method(solver)
     require_positive("log_likelihood", rtol=rtol, atol=atol)
     require_integer("log_likelihood", 1, probes=probes)
     if trace not in ("exact", "hutchinson"):
         raise ValueError(f"trace: expected 'exact' or 'hutchinson', got {trace!r}")
     if not isinstance(x0, Tensor) or not x0.is_floating_point() or x0.ndim == 0:
-        raise TypeError("x0: expected a floating-point tensor (batch, …)")
+        raise TypeError(f"x0: expected a floating-point tensor (batch, …), got {described(x0)}")
     check_condition(x0.shape, condition, model)
     predictor.shape = tuple(x0.shape)
     check_guidance(guidance, predictor, condition, process)

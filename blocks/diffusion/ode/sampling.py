@@ -9,7 +9,13 @@ from torch import Tensor
 
 from ropewalk.blocks.checks import require_positive
 from ropewalk.blocks.diffusion.checks import wide
-from ropewalk.blocks.diffusion.ode.flow import Flow, check_flow, integrate, solver_library
+from ropewalk.blocks.diffusion.ode.flow import (
+    Flow,
+    check_flow,
+    check_method,
+    integrate,
+    solver_library,
+)
 from ropewalk.blocks.diffusion.predict import Model
 from ropewalk.blocks.diffusion.process import Process
 from ropewalk.blocks.diffusion.sampler.calls import SamplingPredictor, guided, not_training
@@ -69,6 +75,7 @@ def sample_ode(
     """
     predictor = SamplingPredictor(model, process)
     check_flow(process, coordinate, least_noise)
+    check_method(solver)
     require_positive("sample_ode", rtol=rtol, atol=atol)
     check_shape(shape, start)
     check_condition(shape, condition, model)

@@ -66,7 +66,7 @@ class Affine(Continuous):
 
         Args:
             output: the model's, of x_t's shape.
-            x0: the data.
+            x0: the data, of about unit size, as in [−1, 1].
             x_t: `corrupt(x0, noise, t)`.
             noise: what it was corrupted with.
             t: the times.

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ropewalk.blocks.diffusion.checks import (
     Time,
+    described,
     per_sample,
     readable,
     require_data,
@@ -55,7 +56,10 @@ class Process(ABC, Generic[Noise]):
 
     @abstractmethod
     def fresh(self, x0: Sample, *, generator: torch.Generator | None = None) -> Noise:
-        """A noise for data of this shape, dtype and device."""
+        """A noise for data of this shape, dtype and device.
+
+        Schedules take continuous data to be of about unit size, as in [−1, 1].
+        """
 
     @abstractmethod
     def corrupt(self, x0: Sample, noise: Noise, t: Time) -> Sample:
@@ -189,7 +193,7 @@ def check_rho(rho: Time, x: Sample) -> Tensor | float:
     expected = "rho: expected the replaced part of the noise, in [0, 1]"
     if not isinstance(rho, Tensor):
         if isinstance(rho, bool) or not isinstance(rho, int | float):
-            raise TypeError(f"{expected}, got {rho!r}")
+            raise TypeError(f"{expected}, got {described(rho)}")
         if not 0 <= rho <= 1:
             raise ValueError(f"{expected}, got {rho!r}")
         return float(rho)
@@ -208,7 +212,9 @@ def require_schedule(schedule: object) -> None:
         TypeError: it is something else.
     """
     if not isinstance(schedule, Schedule):
-        raise TypeError(f"schedule: expected a Schedule, such as Cosine(), got {schedule!r}")
+        raise TypeError(
+            f"schedule: expected a Schedule, such as Cosine(), got {described(schedule)}"
+        )
 
 
 def sample_mean(errors: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:

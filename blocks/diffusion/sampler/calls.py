@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ropewalk.blocks.diffusion.checks import Time
-from ropewalk.blocks.diffusion.predict import Model, Prediction, Predictor
+from ropewalk.blocks.diffusion.predict import Model, Prediction, Predictor, require_model
 from ropewalk.blocks.diffusion.process import Process
 
 
@@ -47,9 +47,8 @@ class SamplingPredictor(Predictor):
     """A `Predictor` whose models, also those that a guidance brings, run in their own dtype."""
 
     def __init__(self, model: Model, process: Process) -> None:
-        if callable(model):  # what is not is refused by the base class
-            model = InOwnDtype(model)
-        super().__init__(model, process)
+        require_model(model)  # before it is wrapped, which would hide how it is called
+        super().__init__(InOwnDtype(model), process)
 
     def output(
         self, x_t: Tensor, t: Time, condition: Any = None, model: Model | None = None

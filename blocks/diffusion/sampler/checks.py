@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ropewalk.blocks.checks import require_integer, require_number, require_positive
+from ropewalk.blocks.diffusion.checks import described
 from ropewalk.blocks.diffusion.predict import Predictor
 from ropewalk.blocks.diffusion.process import Process
 from ropewalk.blocks.diffusion.solvers import Solver
@@ -82,7 +83,7 @@ def checked_temperature(temperature: float) -> float:
 def check_shape(shape: Sequence[int], start: Tensor | None) -> None:
     """Raises unless the shape has a batch, and `start` is a tensor of it."""
     if not isinstance(shape, Sequence):
-        raise TypeError(f"sample.shape: expected integers (batch, …), got {shape!r}")
+        raise TypeError(f"sample.shape: expected integers (batch, …), got {described(shape)}")
     for extent in shape:
         require_integer("sample", 0, shape=extent)
     if len(shape) == 0:
@@ -117,7 +118,7 @@ def check_guidance(guidance: Any, predictor: Predictor, condition: Any, process:
     if guidance is not None and not callable(guidance):
         raise TypeError(
             "guidance: expected None or a callable (predict, x_t, t, condition, process), got "
-            f"{guidance!r}"
+            f"{described(guidance)}"
         )
     if check is not None:
         check(predictor, condition, process)
@@ -127,19 +128,20 @@ def check_calls(callback: object, progress: object) -> None:
     """Raises unless what is called during a run can be called."""
     if callback is not None and not callable(callback):
         raise TypeError(
-            f"sample.callback: expected None or a callable (step, x, x0, t), got {callback!r}"
+            "sample.callback: expected None or a callable (step, x, x0, t), got "
+            f"{described(callback)}"
         )
     if not isinstance(progress, bool) and not callable(progress):
         raise TypeError(
             "sample.progress: expected True, False or a function that wraps an iterable, got "
-            f"{progress!r}"
+            f"{described(progress)}"
         )
 
 
 def check_generator(generator: torch.Generator | None, device: torch.device) -> None:
     """Raises unless the generator draws where the states are."""
     if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(f"sample.generator: expected a torch.Generator, got {generator!r}")
+        raise TypeError(f"sample.generator: expected a torch.Generator, got {described(generator)}")
     if generator is not None and generator.device.type != device.type:
         raise ValueError(
             f"sample.generator: expected a generator on {device.type!r}, where the samples are, "

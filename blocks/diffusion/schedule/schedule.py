@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ropewalk.blocks.checks import require_integer
-from ropewalk.blocks.diffusion.checks import Time, as_time
+from ropewalk.blocks.diffusion.checks import Time, as_time, described
 
 Times = Float[Tensor, " *times"]
 """Any shape; float32 or float64."""
@@ -72,7 +72,7 @@ class Schedule(ABC):
         """
         if not isinstance(log_snr, Tensor):
             if isinstance(log_snr, bool) or not isinstance(log_snr, int | float):
-                raise TypeError(f"log_snr: expected a number or a tensor, got {log_snr!r}")
+                raise TypeError(f"log_snr: expected a number or a tensor, got {described(log_snr)}")
             log_snr = torch.tensor(float(log_snr), dtype=torch.float64)
         if not log_snr.is_floating_point():
             raise TypeError(f"log_snr: expected a floating-point tensor, got {log_snr.dtype}")

@@ -13,7 +13,7 @@ Source: Esser et al., arXiv 2403.03206, §5.3.2; Hoogeboom et al., arXiv 2301.11
 from dataclasses import dataclass
 
 from ropewalk.blocks.checks import require_positive
-from ropewalk.blocks.diffusion.checks import Time, as_time
+from ropewalk.blocks.diffusion.checks import Time, as_time, described
 from ropewalk.blocks.diffusion.schedule.schedule import Schedule, Times
 
 
@@ -35,7 +35,9 @@ class Shifted(Schedule):
 
     def __post_init__(self) -> None:
         if not isinstance(self.schedule, Schedule):
-            raise TypeError(f"Shifted.schedule: expected a Schedule, got {self.schedule!r}")
+            raise TypeError(
+                f"Shifted.schedule: expected a Schedule, got {described(self.schedule)}"
+            )
         require_positive("Shifted", shift=self.shift)
 
     def model_time(self, t: Time) -> Times:

@@ -9,6 +9,7 @@ coordinates.py  in which the flow is smooth
 variance.py     the variance that a network learned
 """
 
+from ropewalk.blocks.diffusion.checks import described
 from ropewalk.blocks.diffusion.solvers.dpmpp import DPMPlusPlus2M
 from ropewalk.blocks.diffusion.solvers.heun import Heun
 from ropewalk.blocks.diffusion.solvers.sde import SDE
@@ -31,7 +32,12 @@ def named(which: str | Solver) -> Solver:
     if isinstance(which, Solver):
         return which
     if not isinstance(which, str):
-        raise TypeError(f"solver: expected a name or a Solver, got {type(which).__name__}")
+        instance = (
+            f"; take an instance, {which.__name__}()"
+            if isinstance(which, type) and issubclass(which, Solver)
+            else ""
+        )
+        raise TypeError(f"solver: expected a name or a Solver, got {described(which)}{instance}")
     if which not in SOLVERS:
         raise ValueError(f"solver: expected one of {', '.join(SOLVERS)}, got {which!r}")
     return SOLVERS[which]

@@ -14,12 +14,12 @@ from jaxtyping import Float, Num
 from torch import Tensor
 
 from ropewalk.blocks.checks import require_number
-from ropewalk.blocks.diffusion.checks import wide
+from ropewalk.blocks.diffusion.checks import described, wide
 from ropewalk.blocks.diffusion.predict import Model, Predictor
 from ropewalk.blocks.diffusion.process import Affine, Process
 from ropewalk.blocks.diffusion.sampler.calls import SamplingPredictor
 from ropewalk.blocks.diffusion.train.learned_variance import LearnedVariance
-from ropewalk.blocks.diffusion.train.times import Times, Uniform
+from ropewalk.blocks.diffusion.train.times import Times, Uniform, require_times
 from ropewalk.blocks.diffusion.train.weighting import Weighting, loss_weights
 
 UNIFORM = Uniform()
@@ -49,7 +49,8 @@ def denoising_loss(
     Args:
         model: `model(x_t, t, condition)`; of twice the channels if it learns its variance.
         process: how data is corrupted, and what the model's output means.
-        x0: the data; tokens for discrete processes.
+        x0: the data; tokens for discrete processes. Schedules take continuous data to be of about
+            unit size: scale pictures of 0 … 255 to [−1, 1].
         condition: handed to the model; a tensor (batch, …) if it is to be dropped at times.
         times: which times are drawn: `Uniform`, `LogitNormal`, `LogSNRNormal`, `Knots` or a
             function of the same form.
@@ -70,11 +71,13 @@ def denoising_loss(
         ValueError: before the model runs: a dropout outside [0, 1] or without a condition or a null
             condition, a condition of another batch, a weighting or a learned variance that the
             process does not define. After it: a model that does or does not give a variance.
-        TypeError: data that the process is not for, or a condition that cannot be dropped.
+        TypeError: data that the process is not for, a condition that cannot be dropped, or times,
+            a weighting or a model that cannot be called.
     """
     predictor = SamplingPredictor(model, process)
     if not isinstance(x0, Tensor) or x0.ndim == 0:
-        raise TypeError(f"x0: expected a tensor (batch, …), got {x0!r}")
+        raise TypeError(f"x0: expected a tensor (batch, …), got {described(x0)}")
+    require_times(times)
     if learned_variance is not None and process.kind != "gaussian":
         raise ValueError(
             f"learned_variance: expected None for the process {type(process).__name__}, whose "

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ropewalk.blocks.checks import require_integer, require_number, require_positive
+from ropewalk.blocks.diffusion.checks import described
 from ropewalk.blocks.diffusion.schedule import Schedule
 
 NEAREST = 2.0**-20
@@ -173,6 +174,19 @@ class Knots:
         """See `Times`; the last knot is t = 1 itself."""
         knot = torch.randint(self.steps, (count,), generator=generator, device=device)
         return (knot.double() + 1) / self.steps
+
+
+def require_times(times: object) -> None:
+    """Raises unless this draws times.
+
+    Raises:
+        TypeError: a name, a class, or what cannot be called.
+    """
+    if isinstance(times, type) or not callable(times):
+        raise TypeError(
+            "times: expected an object that draws them, such as Uniform(), LogitNormal() or "
+            f"LogSNRNormal(), or a function of this form, got {described(times)}"
+        )
 
 
 def _off_the_ends(times: Tensor) -> Tensor:

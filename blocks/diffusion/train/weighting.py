@@ -17,7 +17,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ropewalk.blocks.checks import require_positive
-from ropewalk.blocks.diffusion.parametrisation import Parametrisation, gain, parametrisation
+from ropewalk.blocks.diffusion.checks import described
+from ropewalk.blocks.diffusion.parametrisation import (
+    PARAMETRISATIONS,
+    Parametrisation,
+    gain,
+    parametrisation,
+)
 from ropewalk.blocks.diffusion.process import Affine, Process
 
 Weighting = str | Parametrisation | Callable[[Affine, Tensor], Tensor]
@@ -55,16 +61,27 @@ def loss_weights(
     Raises:
         ValueError: an unknown name, a process whose loss is no squared error of a parametrisation,
             or weights of another shape than the times.
+        TypeError: neither a name nor an object that can be called.
     """
     if not isinstance(process, Affine):
         raise ValueError(
             f"weighting: expected None for the process {type(process).__name__}, whose loss is no "
-            f"squared error of a parametrisation, got {weighting!r}"
+            f"squared error of a parametrisation, got {described(weighting)}"
+        )
+    if isinstance(weighting, str) and weighting not in PARAMETRISATIONS:
+        raise ValueError(
+            f"weighting: expected one of {', '.join(PARAMETRISATIONS)}, or an "
+            f"object such as MinSNR(5.0), got {weighting!r}"
         )
     if isinstance(weighting, str | Parametrisation):
         wanted = parametrisation(weighting)
         alpha, sigma = process.schedule.alpha(t.double()), process.schedule.sigma(t.double())
         return gain(process.parametrisation, wanted, alpha, sigma).square()
+    if isinstance(weighting, type) or not callable(weighting):
+        raise TypeError(
+            "weighting: expected the name of a parametrisation, an object such as MinSNR(5.0), or "
+            f"a function of (process, t), got {described(weighting)}"
+        )
     weights = weighting(process, t)
     if weights.shape != t.shape:
         raise ValueError(

@@ -351,7 +351,9 @@ def test_missing_conditions_are_refused_before_the_model_runs() -> None:
             guidance.check(predict, y, process)
     with pytest.raises(ValueError, match="null_condition"):
         ClassifierFree(1.0)(predict, x_t, 0.5, y, process)
-    with pytest.raises(ValueError, match="expected a condition to guide by"):
+    with pytest.raises(ValueError, match=r"a model with a null_condition, got neither"):
+        ClassifierFree(1.0).check(predict, None, process)
+    with pytest.raises(ValueError, match="expected a condition to guide by, got None"):
         ClassifierFree(1.0, null=1).check(predict, None, process)
     with pytest.raises(ValueError, match="null condition for one sample"):
         ClassifierFree(1.0, null=torch.zeros(7)).check(predict, torch.zeros(2, 3), process)

@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 import torch
@@ -10,10 +11,12 @@ from torch import nn
 
 from ropewalk.blocks.diffusion import Gaussian
 from ropewalk.blocks.diffusion.ode import log_likelihood, sample_ode
+from ropewalk.blocks.diffusion.ode.flow import METHODS
 from ropewalk.blocks.diffusion.ode.likelihood import prior_log_density
 from ropewalk.blocks.diffusion.process import Cold, Mask, PoissonFlow
 from ropewalk.blocks.diffusion.sampler import sample
 from ropewalk.blocks.diffusion.schedule import Cosine, Karras, LinearBeta, RectifiedFlow, Tabulated
+from ropewalk.blocks.diffusion.solvers import Heun
 
 TIGHT = {"rtol": 1e-7, "atol": 1e-7}
 
@@ -187,7 +190,7 @@ def never(x, t, y):
         (Gaussian(Cosine(), "v"), {"rtol": 0.0}, "rtol"),
         (Gaussian(Cosine(), "v"), {"least_noise": 0.0}, "least_noise"),
         (Gaussian(Karras(), "x0"), {"least_noise": 80.0}, "less than .* at t = 1, 80, got"),
-        (Gaussian(Cosine(), "v"), {"solver": "rk99"}, "rk99"),
+        (Gaussian(Cosine(), "v"), {"solver": "rk99"}, "dopri5, .*scipy_solver, got .rk99"),
         (Gaussian(Cosine(), "v"), {"condition": torch.zeros(3)}, "expected one for each of 2"),
     ],
     ids=[
@@ -223,6 +226,12 @@ def test_likelihoods_within_inference_mode(trace):
     expected = run()
     with torch.inference_mode():
         assert torch.equal(run(), expected)
+
+
+def test_all_methods_of_the_library_have_a_name():
+    assert set(METHODS) == set(import_module("torchdiffeq._impl.odeint").SOLVERS)
+    with pytest.raises(TypeError, match="got Heun; the solvers of `sample`"):
+        sample_ode(never, Gaussian(Cosine(), "v"), (2, 4), solver=Heun())
 
 
 def test_refuses_an_unknown_trace():

@@ -384,7 +384,11 @@ def test_refuses_before_the_model_runs(changes, message):
     [
         ({"model": 3}, "model: expected a callable"),
         ({"process": "gaussian"}, "process: expected a Process"),
-        ({"solver": 2}, "expected a name or a Solver, got int"),
+        ({"solver": 2}, "expected a name or a Solver, got 2"),
+        ({"solver": Heun}, r"got the class Heun; take an instance, Heun\(\)"),
+        ({"model": lambda x, t: x}, r"of three arguments .* got one of \(x, t\); wrap it"),
+        ({"model": nn.Linear(3, 3)}, r"of three arguments .* got one of \(input\)"),
+        ({"generator": [torch.zeros(2)] * 2}, "got list of 2"),
         ({"steps": 2.0}, "expected an integer ≥ 1"),
         ({"stochasticity": "much"}, r"a number in \[0, 1\]"),
         ({"guidance": 2.0}, "guidance: expected None or a callable"),

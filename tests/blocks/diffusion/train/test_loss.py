@@ -254,6 +254,24 @@ def test_refuses_a_weighting_of_losses_that_are_no_squared_error(process):
         denoising_loss(Counting(), process, x0, weighting="v")
 
 
+@pytest.mark.parametrize(
+    ("x0", "options", "error", "message"),
+    [
+        ([torch.zeros(2)] * 2, {}, TypeError, r"x0: expected a tensor \(batch, …\), got list of 2"),
+        (torch.zeros(2, 3, dtype=torch.uint8), {}, TypeError, "floating-point data, got .*uint8"),
+        (None, {"times": "logit-normal"}, TypeError, r"LogitNormal\(\) .* got 'logit-normal'"),
+        (None, {"times": LogitNormal}, TypeError, "times: .* got the class LogitNormal"),
+        (None, {"weighting": "snr"}, ValueError, r"weighting: .* MinSNR\(5.0\), got 'snr'"),
+        (None, {"weighting": MinSNR}, TypeError, "weighting: .* got the class MinSNR"),
+    ],
+    ids=["list", "bytes", "times", "class", "weighting", "weighting class"],
+)
+def test_says_how_to_mend_what_is_of_another_kind(x0, options, error, message):
+    x0 = torch.zeros(2, 3) if x0 is None else x0
+    with pytest.raises(error, match=message):
+        denoising_loss(Counting(), Gaussian(Cosine(), "v"), x0, **options)
+
+
 def test_objects_can_be_copied():
     for each in (MinSNR(3.0), LogitNormal(), Uniform(stratified=True)):
         assert copy.deepcopy(each) == each
