@@ -33,7 +33,7 @@ from ropewalk.blocks.denoiser.layout import TokenLayout
 from ropewalk.blocks.denoiser.mixers import Places
 from ropewalk.blocks.denoiser.options import NAME, Options, completed
 from ropewalk.blocks.denoiser.patches import axes_of, grid_of, patchify, unpatchify
-from ropewalk.blocks.denoiser.positions import absolute_positions
+from ropewalk.blocks.denoiser.positions import absolute_positions, pairs_of_axis
 from ropewalk.blocks.denoiser.resolution import AxisRule, axis_rules
 from ropewalk.blocks.heads import TiedEmbedding
 from ropewalk.blocks.rotary import FrequencyRule
@@ -271,8 +271,8 @@ class DiffusionTransformer(nn.Module):
             A model that shares every parameter with this one, which is left as it is.
 
         Raises:
-            ValueError: a size that the patch does not divide, an unknown rule, or a model without
-                positions.
+            ValueError: a size that the patch does not divide, an unknown rule or one that needs
+                more pairs of dimensions than an axis has, or a model without positions.
         """
         grid = grid_of(axes_of(size, "size", len(self.input_size)), self.patch_size, "size")
         trained = grid_of(self.input_size, self.patch_size)
@@ -282,13 +282,17 @@ class DiffusionTransformer(nn.Module):
                 f"{self.options['rotary']!r} and mixers {set(self.options['mixer'])}, which have "
                 "no frequencies to change; it reads other sizes as it is"
             )
+        pairs = [pairs_of_axis(self.dim, len(grid))] * len(grid)
+        if self.rotary is not None:
+            pairs = self.rotary.sections
+        frequency = axis_rules(rule, grid, trained, pairs)
         other = copy.copy(self)
         # The same parameters and parts, in tables of its own.
         for table in ("_modules", "_parameters", "_buffers"):
             other.__dict__[table] = dict(self.__dict__[table])
-        other.frequency = axis_rules(rule, grid, trained)
+        other.frequency = frequency
         build = parts.Builder(self.dim, self.depth, self.heads, len(grid), self.options)
-        other.rotary = build.rotary(other.frequency)
+        other.rotary = build.rotary(frequency)
         return other
 
     def extra_repr(self) -> str:

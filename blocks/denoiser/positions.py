@@ -16,6 +16,11 @@ from ropewalk.blocks.rotary import Default, FrequencyRule
 BASE = 10000.0
 
 
+def pairs_of_axis(dim: int, axes: int) -> int:
+    """Pairs of dimensions, a sine and a cosine each, that every axis has."""
+    return dim // (2 * axes)
+
+
 def absolute_positions(
     coordinates: Num[Tensor, "tokens axes"],
     dim: int,
@@ -35,7 +40,7 @@ def absolute_positions(
         Float32.
     """
     axes = coordinates.shape[-1]
-    section = dim // (2 * axes) * 2
+    section = 2 * pairs_of_axis(dim, axes)
     rules = [Default()] * axes if frequency is None else frequency
     parts = []
     for axis in reversed(range(axes)):

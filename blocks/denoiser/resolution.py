@@ -30,7 +30,7 @@ RULES: dict[str, AxisRule] = {
 
 
 def axis_rules(
-    rule: str | AxisRule, grid: Sequence[int], trained: Sequence[int]
+    rule: str | AxisRule, grid: Sequence[int], trained: Sequence[int], pairs: Sequence[int]
 ) -> tuple[FrequencyRule, ...]:
     """The frequency rule of each axis.
 
@@ -39,9 +39,10 @@ def axis_rules(
             a frequency rule.
         grid: cells along each axis.
         trained: the same at the trained size. Axes that did not grow keep their frequencies.
+        pairs: of dimensions, that each axis has.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or a rule that needs more pairs than an axis has.
         TypeError: neither a name nor a function, or a function that gives something else.
     """
     if isinstance(rule, str):
@@ -56,9 +57,15 @@ def axis_rules(
             f"frequency rule, got {rule!r}"
         )
     rules: list[FrequencyRule] = []
-    for cells, known in zip(grid, trained, strict=True):
+    for cells, known, own in zip(grid, trained, pairs, strict=True):
         of_axis = make(cells / known, known) if cells > known else Default()
         if not isinstance(of_axis, FrequencyRule):
             raise TypeError(f"rule: expected it to give a frequency rule, got {of_axis!r}")
+        if 2 * own < of_axis.minimum_rotary_dim:
+            raise ValueError(
+                f"rule: expected one for {own} pair(s) of dimensions, which is what an axis of "
+                f"this model has, got {rule!r}, which needs {of_axis.minimum_rotary_dim // 2} to "
+                "tell fast from slow; take 'linear'"
+            )
         rules.append(of_axis)
     return tuple(rules)

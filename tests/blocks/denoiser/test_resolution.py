@@ -10,12 +10,12 @@ from ropewalk.blocks.rotary import Default, Linear, NTKAware, YaRN, grid_coordin
 
 
 def test_each_axis_has_the_rule_of_its_own_growth():
-    assert axis_rules("ntk", (8, 6), (4, 6)) == (NTKAware(2.0), Default())
-    assert axis_rules("yarn", (16, 24), (8, 16)) == (YaRN(2.0, 8), YaRN(1.5, 16))
+    assert axis_rules("ntk", (8, 6), (4, 6), (2, 2)) == (NTKAware(2.0), Default())
+    assert axis_rules("yarn", (16, 24), (8, 16), (2, 2)) == (YaRN(2.0, 8), YaRN(1.5, 16))
     # On six cells no plane makes a full turn.
-    assert axis_rules("yarn", (12, 14), (6, 7)) == (Linear(2.0), YaRN(2.0, 7))
-    assert axis_rules("linear", (2, 6), (4, 3)) == (Default(), Linear(2.0))
-    assert axis_rules(lambda factor, trained: Linear(factor * trained), (8,), (4,)) == (
+    assert axis_rules("yarn", (12, 14), (6, 7), (2, 2)) == (Linear(2.0), YaRN(2.0, 7))
+    assert axis_rules("linear", (2, 6), (4, 3), (1, 1)) == (Default(), Linear(2.0))
+    assert axis_rules(lambda factor, trained: Linear(factor * trained), (8,), (4,), (1,)) == (
         Linear(8.0),
     )
 
@@ -81,3 +81,14 @@ def test_bad_sizes_and_rules():
         DiffusionTransformer(8, 2, 1, 32, 1, 4, rotary="none").at_size(16)
     with pytest.raises(ValueError, match="expected a model with positions"):
         DiffusionTransformer(8, 2, 1, 32, 1, 4, mixer="recurrent").at_size(16)
+
+
+@pytest.mark.parametrize("rotary", ["axial", "absolute"])
+def test_rules_for_more_pairs_than_an_axis_has_are_refused_at_once(make_denoiser, rotary):
+    model = make_denoiser(dim=4, heads=1, rotary=rotary)
+    for rule in ("ntk", lambda factor, trained: NTKAware(factor)):
+        with pytest.raises(ValueError, match=r"rule: expected one for 1 pair.* needs 2 .*'linear'"):
+            model.at_size(16, rule=rule)
+    for size, rule in ((8, "ntk"), (16, "linear"), (16, "yarn")):  # NTK, where nothing grew
+        other = model.at_size(size, rule=rule)
+        assert other(torch.randn(1, 1, size, size), torch.rand(1)).isfinite().all()
