@@ -133,7 +133,7 @@ def test_transforms(make_denoiser, kind):
 
     tangent, upstream = torch.randn_like(x), torch.randn_like(x)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        _, forwards = torch.func.jvp(lambda x: model(x, t, y), (x,), (tangent,))
+        forwards = torch.func.jvp(lambda x: model(x, t, y), (x,), (tangent,))[1]
         found = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0, 0))(weights, x, t, y)
     leaf = x.clone().requires_grad_()
     (backwards,) = torch.autograd.grad(model(leaf, t, y), leaf, upstream)
