@@ -155,7 +155,11 @@ def test_our_sampler_drives_a_transformer_of_diffusers():
 
 def test_labels_of_a_transformer_are_checked_before_it_runs():
     model, process = wrap_diffusers(tiny_transformer(), DDIMScheduler(**BETAS))
-    model.forward = None  # not to be reached
+
+    def never(x_t, t, condition):
+        raise AssertionError("the model ran")
+
+    model.forward = never
     for labels, message in (
         (torch.tensor([0, 6]), r"class labels in \[0, 6\), got values from 0 to 6"),
         (torch.tensor([[0], [1]]), "a class label for each of 2 samples"),
@@ -164,6 +168,11 @@ def test_labels_of_a_transformer_are_checked_before_it_runs():
             sample(model, process, (2, 2, 4, 4), steps=1, condition=labels)
     with pytest.raises(TypeError, match="expected integer tokens"):
         sample(model, process, (2, 2, 4, 4), steps=1, condition=torch.tensor([0.0, 1.0]))
+    with pytest.raises(ValueError, match=r"ClassifierFree.null: .* got values from 0 to 7"):
+        sample(
+            model, process, (2, 2, 4, 4), steps=1, condition=torch.tensor([0, 1]),
+            guidance=ClassifierFree(1.0, null=7),
+        )  # fmt: skip
 
 
 def test_no_condition_is_the_class_of_none():
