@@ -14,8 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ropewalk.blocks.denoiser.layout import TokenLayout
 from ropewalk.blocks.recurrent import DiagonalGRUCell, MinGRU
 from ropewalk.blocks.recurrent.solvers.kernel import scanned
+from ropewalk.blocks.rotary import AxialRotary
 from ropewalk.kernels.rotary import rotate_query_key
 from ropewalk.kernels.rotary_attention import rotary_attention
 
@@ -38,6 +40,22 @@ class Places(NamedTuple):
     sin: Float[Tensor, "tokens pairs"] | None
     cu_seqlens: Int[Tensor, " boundaries"] | None
     order: Callable[[int, bool], Tensor | None]
+
+
+def places_of(
+    layout: TokenLayout, coordinates: Int[Tensor, "tokens axes"], rotary: AxialRotary | None
+) -> Places:
+    """The places of a layout's tokens; orders are made when they are first asked for."""
+    cos, sin = (None, None) if rotary is None else rotary(coordinates)
+    orders: dict[tuple[int, bool], Tensor | None] = {}
+
+    def order(axis: int, reverse: bool) -> Tensor | None:
+        if (axis, reverse) not in orders:
+            found = layout.scan_order(axis, coordinates.device, reverse=reverse)
+            orders[axis, reverse] = found
+        return orders[axis, reverse]
+
+    return Places(cos, sin, layout.cu_seqlens, order)
 
 
 class AttentionMixer(nn.Module):

@@ -30,7 +30,7 @@ from ropewalk.blocks.denoiser.inputs import (
     steps_of,
 )
 from ropewalk.blocks.denoiser.layout import TokenLayout
-from ropewalk.blocks.denoiser.mixers import Places
+from ropewalk.blocks.denoiser.mixers import places_of
 from ropewalk.blocks.denoiser.options import NAME, Options, completed
 from ropewalk.blocks.denoiser.patches import axes_of, grid_of, patchify, unpatchify
 from ropewalk.blocks.denoiser.positions import absolute_positions, pairs_of_axis
@@ -190,7 +190,7 @@ class DiffusionTransformer(nn.Module):
         layout = TokenLayout.of(grids, count, packed=packed, device=device)
         coordinates = layout.coordinates(device)
         tokens = self._tokens(arrays, layout, coordinates)
-        places = self._places(layout, coordinates)
+        places = places_of(layout, coordinates, self.rotary)
         conditions = self._conditions(t, y)
         stream = Stream(tokens, None, None)
         for block, condition in zip(self.blocks, conditions, strict=True):
@@ -223,18 +223,6 @@ class DiffusionTransformer(nn.Module):
         if layout.registers:
             table = table * layout.in_place(coordinates.device)[:, None]
         return tokens + table.to(tokens.dtype)
-
-    def _places(self, layout: TokenLayout, coordinates: Tensor) -> Places:
-        cos, sin = (None, None) if self.rotary is None else self.rotary(coordinates)
-        orders: dict[tuple[int, bool], Tensor | None] = {}
-
-        def order(axis: int, reverse: bool) -> Tensor | None:
-            if (axis, reverse) not in orders:
-                found = layout.scan_order(axis, coordinates.device, reverse=reverse)
-                orders[axis, reverse] = found
-            return orders[axis, reverse]
-
-        return Places(cos, sin, layout.cu_seqlens, order)
 
     def _conditions(self, t: Tensor, y: Tensor | None) -> list[Tensor]:
         """What modulates each block."""
