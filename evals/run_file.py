@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from ropewalk.evals.environment import hardware, versions
-from ropewalk.evals.errors import InputError, one_line
-from ropewalk.evals.run_folder import NAME, RunFolder, write_atomically
+from ropewalk.evals.errors import InputError
+from ropewalk.evals.run_folder import NAME, RunFolder, read_content, write_atomically
 
 FORMAT = 1
 ResultKey = tuple[str, str, int, str]
@@ -33,21 +33,12 @@ def read_run(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: there is none, or it is not one of ours.
     """
-    path = folder / NAME
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{str(folder)!r} holds no run: {NAME} is missing") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{str(path)!r} cannot be read: {one_line(error)}") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise InputError(f"{str(path)!r} is not a run of this version of ropewalk")
-    for key, kind in CONTENT.items():
-        if not isinstance(content.get(key), kind):
-            raise InputError(f"{str(path)!r} is damaged: {key!r} is missing or malformed")
+    content = read_content(folder, NAME, what="run", version=FORMAT, kinds=CONTENT)
     for result in content["results"]:
         if not isinstance(result, dict) or not result.keys() >= RESULT_KEYS:
-            raise InputError(f"{str(path)!r} is damaged: a result lacks what identifies it")
+            raise InputError(
+                f"{str(folder / NAME)!r} is damaged: a result lacks what identifies it"
+            )
     return content
 
 

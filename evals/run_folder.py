@@ -5,13 +5,15 @@ ends, however it ends. A file is replaced by writing the new content to a `.part
 it to the disk and renaming it over the old one.
 """
 
+import json
 import os
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Any, Self
 
-from ropewalk.evals.errors import InputError
+from ropewalk.evals.errors import InputError, one_line
 
 NAME = "run.json"
 LOCK = "run.lock"
@@ -122,14 +124,58 @@ class RunFolder:
             raise OSError(f"{LOCK} has been replaced")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file's content so that a reader, or a crash, never meets half of it."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Where to write a file's new content, so that a reader, or a crash, never meets half of it.
+
+    It has the permissions that any new file has, whatever its writer gives it (safetensors makes
+    files that only their owner may read).
+    """
     partial = path.with_name(path.name + PARTIAL)
-    with partial.open("w", encoding="utf-8") as opened:
-        opened.write(text)
-        opened.flush()
+    partial.unlink(missing_ok=True)
+    partial.touch()
+    mode = partial.stat().st_mode
+    yield partial
+    partial.chmod(mode)
+    with partial.open("rb+") as opened:
         os.fsync(opened.fileno())
     partial.replace(path)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces a file's content by a text; see `replacing`."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def read_content(
+    folder: Path, name: str, *, what: str, version: int, kinds: Mapping[str, type]
+) -> dict[str, Any]:
+    """The content of a run's JSON file.
+
+    Args:
+        folder: of the run.
+        name: of the file.
+        what: the folder should hold, in words.
+        version: of the file's format.
+        kinds: of what must be in it.
+
+    Raises:
+        InputError: there is none, or it is not one of ours.
+    """
+    path = folder / name
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{str(folder)!r} holds no {what}: {name} is missing") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{str(path)!r} cannot be read: {one_line(error)}") from None
+    if not isinstance(content, dict) or content.get("format") != version:
+        raise InputError(f"{str(path)!r} was not written by this version of ropewalk")
+    for key, kind in kinds.items():
+        if not isinstance(content.get(key), kind):
+            raise InputError(f"{str(path)!r} is damaged: {key!r} is missing or malformed")
+    return content
 
 
 def lock(opened: IO[str]) -> None:

@@ -23,6 +23,7 @@ from torch.nn import functional
 from ropewalk.evals.default_model import architecture, mixture
 from ropewalk.evals.default_model.corpus import TrainingText, standard_library_files
 from ropewalk.evals.default_model.recipe import Recipe
+from ropewalk.evals.run_folder import replacing
 
 CHECKPOINT = "checkpoint.safetensors"
 GRADIENT_NORM = 1.0
@@ -129,9 +130,8 @@ def save_checkpoint(
         for parameter, entries in optimiser.state_dict()["state"].items():
             for name, value in entries.items():
                 tensors[f"optimiser.{number}.{parameter}.{name}"] = torch.as_tensor(value).clone()
-    temporary = folder / f"{CHECKPOINT}.partial"
-    save_file(tensors, temporary, metadata={"state": json.dumps(state)})
-    temporary.replace(folder / CHECKPOINT)
+    with replacing(folder / CHECKPOINT) as partial:
+        save_file(tensors, partial, metadata={"state": json.dumps(state)})
 
 
 def read_state(folder: Path) -> dict[str, Any]:

@@ -7,7 +7,6 @@ flushed to the disk and renamed over it, so a kill at any moment leaves one or t
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from ropewalk.blocks.diffusion.train import EMA
 from ropewalk.evals.denoising.parallel import placed, whole
 from ropewalk.evals.errors import InputError, one_line
-from ropewalk.evals.run_folder import PARTIAL
+from ropewalk.evals.run_folder import replacing
 
 NAME = "checkpoint.safetensors"
 WEIGHTS = "model.safetensors"
@@ -128,11 +127,8 @@ def read_state(folder: Path) -> State | None:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
     """Replaces a file by tensors and a JSON header, so that a crash never leaves half of it."""
-    partial = path.with_name(path.name + PARTIAL)
-    save_file(dict(tensors), partial, metadata={"ropewalk": json.dumps(header)})
-    with partial.open("rb+") as opened:
-        os.fsync(opened.fileno())
-    partial.replace(path)
+    with replacing(path) as partial:
+        save_file(dict(tensors), partial, metadata={"ropewalk": json.dumps(header)})
 
 
 def read_tensors(

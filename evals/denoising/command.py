@@ -74,7 +74,8 @@ def denoise(
     ] = None,
     sampling_steps: Annotated[int, typer.Option(help="From noise to data.")] = 25,
     guidance: Annotated[
-        float, typer.Option(help="Scale of classifier-free guidance; 1 is the model as it is.")
+        float,
+        typer.Option(help="s = 1 + w of ClassifierFree(w): 1 is the model as it is, without it."),
     ] = 1.0,
     stochasticity: Annotated[
         float | None, typer.Option(help="0 to 1; the solver's own by default.")

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from ropewalk.blocks.diffusion import Process
 
 
-def load(folder: Path) -> "tuple[DiffusionTransformer, Process]":
+def load(folder: str | Path) -> "tuple[DiffusionTransformer, Process]":
     """See `ropewalk.evals.denoising.load_denoiser`."""
+    folder = Path(folder)
     content = results.read(folder)
     if not content["complete"]:
         raise InputError(

@@ -29,7 +29,10 @@ SIDE = 8
 MOST = 5000
 # A sample nearer to a trained picture than this share of unseen ones counts as a near copy.
 NEAR = 0.01
-# What `ropewalk denoise --data digits` must reach at guidance 1.
+# Fewer unseen pictures than these say little.
+FEW = 30
+# What `ropewalk denoise --data digits` must reach with its default samples: at guidance 1, and as
+# many as there are trained pictures.
 GATE = {"accuracy": 0.95, "frechet": 0.75, "train_on_synthetic": 0.94}
 
 
@@ -86,7 +89,9 @@ def measure(samples: Tensor, labels: Tensor | None, data: ImageData) -> dict[str
 
     Returns:
         `samples`, `trained`, `unseen` (how many were compared), then for every figure its value
-        and under `real` what real pictures get in place of samples. Accuracies only with classes.
+        and under `real` what real pictures get in place of samples. Accuracies only with classes;
+        those of `real` are one number under two names, by definition: a classifier of trained
+        pictures judges unseen ones.
     """
     chosen = [part[:MOST] for part in data.split]
     train, unseen = (features(data.continuous(part)) for part in chosen)

@@ -21,6 +21,8 @@ GAP = 0.12
 # Size of a picture on the page, and the pixels that it is magnified to at most.
 INCHES = 0.69
 MOST_PIXELS = 96
+# Height of another line of a title.
+LINE = 0.2
 PAIRS = 10
 # Bytes are [−1, 1] times this, moved up.
 HALF = 127.5
@@ -47,11 +49,12 @@ def samples_picture(
     return _grid(rows, names, title=title, chosen=theme(dark=dark))
 
 
-def nearest_picture(kept: dict[str, Tensor], *, dark: bool = False) -> bytes:
+def nearest_picture(kept: dict[str, Tensor], *, run: str, dark: bool = False) -> bytes:
     """The samples that are nearest to a trained picture above those pictures, as PNG.
 
     Args:
         kept: what the run kept, see `results.write_samples`.
+        run: what was trained and how it was sampled, below the title.
         dark: for a dark background.
     """
     sides = [kept[name].float() / HALF - 1.0 for name in ("samples", "trained")]
@@ -61,17 +64,18 @@ def nearest_picture(kept: dict[str, Tensor], *, dark: bool = False) -> bytes:
     return _grid(
         rows,
         ["sample", "nearest trained"],
-        title=f"The {len(closest)} samples that come nearest to a trained picture",
+        title=f"The {len(closest)} samples that come nearest to a trained picture\n{run}",
         chosen=theme(dark=dark),
         below=[f"{distances[index]:.2f}" for index in closest],
     )
 
 
-def loss_picture(losses: dict[str, Any], *, dark: bool = False) -> bytes:
+def loss_picture(losses: dict[str, Any], *, title: str, dark: bool = False) -> bytes:
     """Loss over steps, with a mean of its neighbours over it, as PNG.
 
     Args:
         losses: `every` and `values` of the run's file.
+        title: above the curve.
         dark: for a dark background.
     """
     chosen = theme(dark=dark)
@@ -88,6 +92,7 @@ def loss_picture(losses: dict[str, Any], *, dark: bool = False) -> bytes:
     axes.grid(axis="y", color=chosen.quiet, alpha=0.25, linewidth=0.6)
     axes.set_xlabel("step", color=chosen.text)
     axes.set_ylabel("loss", color=chosen.text)
+    axes.set_title(title, color=chosen.text, fontsize=11, loc="left", pad=8)
     return png(figure)
 
 
@@ -105,7 +110,7 @@ def _grid(
     height, width = mosaic.shape[:2]
     across = max(4.0, INCHES * width / cell + 1.2)
     figure = Figure(
-        figsize=(across, INCHES * height / cell + 0.75),
+        figsize=(across, INCHES * height / cell + 0.75 + LINE * title.count("\n")),
         dpi=150,
         facecolor=chosen.background,
         layout="constrained",

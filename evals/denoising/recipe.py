@@ -157,8 +157,12 @@ class Recipe:
         return self.rate * 0.5 * (1.0 - math.cos(math.pi * left))
 
     def describe(self) -> dict[str, Any]:
-        """All values, as they stand in a run's configuration."""
-        return asdict(self)
+        """All values that the process reads, as they stand in a run's configuration."""
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if self.process in READ_BY.get(name, PROCESSES)
+        }
 
 
 def _option(name: str) -> str:

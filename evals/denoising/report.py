@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 
 from ropewalk.evals.denoising import results
-from ropewalk.evals.denoising.metrics import GATE
+from ropewalk.evals.denoising.metrics import FEW, GATE
 from ropewalk.evals.errors import InputError, one_line
 from ropewalk.evals.report.html import details, document, picture, section, table
 
@@ -79,16 +79,24 @@ def title(content: dict[str, Any]) -> str:
     """What was trained, in a line."""
     recipe, data = content["configuration"]["recipe"], content["configuration"]["data"]
     return (
-        f"{data['name']}: {recipe['process']}, {recipe['mixer']}, {recipe['feed_forward']}, "
+        f"{data['name']}: {recipe['process']}, {recipe['schedule']}, {recipe['mixer']}, "
+        f"{recipe['feed_forward']}, "
         f"{content['parameters'] / 1e6:.2f}M parameters"
     )
+
+
+def sampled(content: dict[str, Any]) -> str:
+    """How the samples were drawn, in a line."""
+    sampling = content["sampling"]
+    return f"{sampling['solver']}, {sampling['steps']} steps, guidance {sampling['guidance']:g}"
 
 
 def conclusion(content: dict[str, Any]) -> str:
     """What the figures say, in words."""
     measured, sampling = content["measured"], content["sampling"]
     said = [
-        f"{measured['samples']} samples at guidance {sampling['guidance']:g} lie "
+        f"{measured['samples']} samples at guidance s = {sampling['guidance']:g} "
+        f"(w = {sampling['guidance'] - 1:g} of ClassifierFree) lie "
         f"{measured['frechet']:.3f} from unseen pictures, real ones "
         f"{measured['real']['frechet']:.3f}"
     ]
@@ -102,10 +110,16 @@ def conclusion(content: dict[str, Any]) -> str:
         f"{measured['near_copies']:.1%} are near copies of trained pictures "
         f"(of unseen ones {measured['real']['near_copies']:.1%})"
     )
-    text = "; ".join(said)
+    text = "; ".join(said) + "."
+    if measured["unseen"] < FEW:
+        text += f" With {measured['unseen']} unseen pictures these figures mean little."
     if content["gate"] is not None:
-        text += f". The gate is {'passed' if content['gate'] else 'not passed'}"
-    return text + "."
+        wanted = ", ".join(
+            f"{figure.name} {_bound(figure.key)}" for figure in FIGURES if figure.key in GATE
+        )
+        passed = "passed" if content["gate"] else "not passed"
+        text += f" The gate of the digits ({wanted}) is {passed}."
+    return text
 
 
 def write_report(folder: Path) -> tuple[dict[str, Any], list[Path]]:
@@ -128,11 +142,11 @@ def write_report(folder: Path) -> tuple[dict[str, Any], list[Path]]:
     kept = results.read_samples(folder)
     try:
         classes = content["configuration"]["data"]["classes"]
-        grid = f"{title(content)}, guidance {content['sampling']['guidance']:g}"
+        run = f"{title(content)}\n{sampled(content)}"
         drawn = {
-            "samples": _both(partial(samples_picture, kept, classes, title=grid)),
-            "nearest": _both(partial(nearest_picture, kept)),
-            "loss": _both(partial(loss_picture, content["losses"])),
+            "samples": _both(partial(samples_picture, kept, classes, title=run)),
+            "nearest": _both(partial(nearest_picture, kept, run=run)),
+            "loss": _both(partial(loss_picture, content["losses"], title=title(content))),
         }
         html = _page(content, drawn)
     except MALFORMED as error:
@@ -193,11 +207,11 @@ def _page(content: dict[str, Any], drawn: dict[str, tuple[bytes, bytes]]) -> str
 
 
 def _subtitle(content: dict[str, Any]) -> str:
-    recipe, sampling = content["configuration"]["recipe"], content["sampling"]
+    recipe = content["configuration"]["recipe"]
     minutes = sum(session["seconds"] for session in content["sessions"]) / 60
     return (
         f"{recipe['steps']} steps of {recipe['batch_size']} pictures in {minutes:.1f} minutes · "
-        f"{sampling['solver']}, {sampling['steps']} steps · "
+        f"{sampled(content)} · "
         f"{content['sessions'][0]['started'][:10]}"
     )
 
@@ -206,4 +220,8 @@ def _gate(content: dict[str, Any], key: str) -> str:
     """What the digits must reach, behind what they did."""
     if content["gate"] is None or key not in GATE:
         return ""
-    return f" ({'≤' if key == 'frechet' else '≥'} {GATE[key]:g})"
+    return f" ({_bound(key)})"
+
+
+def _bound(key: str) -> str:
+    return f"{'≤' if key == 'frechet' else '≥'} {GATE[key]:g}"

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ropewalk.evals.denoising import checkpoint
 from ropewalk.evals.denoising.data import ImageData
-from ropewalk.evals.errors import InputError, one_line
-from ropewalk.evals.run_folder import write_atomically
+from ropewalk.evals.errors import InputError
+from ropewalk.evals.run_folder import read_content, write_atomically
 
 NAME = "denoising.json"
 SAMPLES = "samples.safetensors"
@@ -30,19 +30,7 @@ def read(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: there is none, or it is not one of ours.
     """
-    path = folder / NAME
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{str(folder)!r} holds no denoiser: {NAME} is missing") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{str(path)!r} cannot be read: {one_line(error)}") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise InputError(f"{str(path)!r} was not written by this version of ropewalk")
-    for key, kind in CONTENT.items():
-        if not isinstance(content.get(key), kind):
-            raise InputError(f"{str(path)!r} is damaged: {key!r} is missing or malformed")
-    return content
+    return read_content(folder, NAME, what="denoiser", version=FORMAT, kinds=CONTENT)
 
 
 def write(folder: Path, content: dict[str, Any]) -> None:

@@ -38,8 +38,9 @@ class Sampling:
         samples: how many; as many as there are trained pictures if None.
         solver: of `ropewalk.blocks.diffusion.sample`; None for the process's usual one.
         steps: from noise to data.
-        guidance: scale s of classifier-free guidance, unconditional + s·(conditional −
-            unconditional): 1 is the conditional model as it is, 0 draws without regard to classes.
+        guidance: scale s = 1 + w of classifier-free guidance, with w that of `ClassifierFree(w)`:
+            unconditional + s·(conditional − unconditional); 1 is the conditional model as it is,
+            0 draws without regard to classes.
         stochasticity: 0 to 1; None for the solver's own.
     """
 

@@ -25,6 +25,7 @@ from ropewalk.evals.denoising import checkpoint
 from ropewalk.evals.denoising.build import clean, new_model, process_for
 from ropewalk.evals.denoising.checkpoint import State
 from ropewalk.evals.denoising.data import ImageData
+from ropewalk.evals.denoising.interrupt import put_off
 from ropewalk.evals.denoising.parallel import Ranks, whole
 from ropewalk.evals.denoising.recipe import Recipe
 from ropewalk.evals.environment import hardware, versions
@@ -172,6 +173,8 @@ def train(
 
     Raises:
         InputError: the checkpoint is damaged or of another shape.
+        KeyboardInterrupt: SIGINT came; a single process has written a checkpoint of its last step
+            before, several ones stop where they are.
     """
     part = ranks.part(recipe.batch_size)
     process = process_for(recipe, data)
@@ -197,23 +200,28 @@ def train(
         batches = Batches(recipe, data, process)
         called = torch.compile(forward) if compiled else forward
         model.train()
-        for step in range(state.step, end):
-            for group in optimiser.param_groups:
-                group["lr"] = recipe.rate_at(step)
-            drawn = on_device(batches(step), ranks.device, part)
-            with precision(recipe, ranks.device):
-                loss = losses_of(called, process, drawn).mean()
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_norm)
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-            ema.update()
-            state.losses.append(ranks.mean(loss.detach()))
-            if on_step is not None:
-                on_step(state.step, state.losses[-1])
-            if state.step % checkpoint_every == 0 or state.step == end:
-                session |= {"until": state.step, "seconds": round(perf_counter() - started, 3)}
-                checkpoint.save(folder, state, model, ema, optimiser, write=ranks.is_main)
+        # Several processes would have to agree on the step; there an interrupt is a kill.
+        with put_off(wanted=ranks.count == 1) as interrupt:
+            for step in range(state.step, end):
+                for group in optimiser.param_groups:
+                    group["lr"] = recipe.rate_at(step)
+                drawn = on_device(batches(step), ranks.device, part)
+                with precision(recipe, ranks.device):
+                    loss = losses_of(called, process, drawn).mean()
+                loss.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_norm)
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
+                ema.update()
+                state.losses.append(ranks.mean(loss.detach()))
+                if on_step is not None:
+                    on_step(state.step, state.losses[-1])
+                stop = interrupt.came
+                if stop or state.step % checkpoint_every == 0 or state.step == end:
+                    session |= {"until": state.step, "seconds": round(perf_counter() - started, 3)}
+                    checkpoint.save(folder, state, model, ema, optimiser, write=ranks.is_main)
+                if stop:
+                    break
     return Trained(_averaged(recipe, data, ema), state)
 
 

@@ -17,6 +17,7 @@ from ropewalk.evals import cli
 from ropewalk.evals.denoising import checkpoint, load_denoiser, results
 from ropewalk.evals.denoising.job import denoise
 from ropewalk.evals.denoising.recipe import DISCRETE, PROCESSES, Recipe
+from ropewalk.evals.denoising.report import conclusion
 from ropewalk.evals.denoising.request import DenoiseRequest
 from ropewalk.evals.denoising.sampling import Sampling
 from ropewalk.evals.run_folder import LOCK
@@ -51,11 +52,12 @@ def test_a_run_leaves_figures_weights_samples_and_a_report(tmp_path, capsys):
     assert run(out) == 0
     printed = capsys.readouterr()
     assert "SVC accuracy on samples" in printed.out
-    assert "The gate is not passed" in printed.out
+    assert "The gate" not in printed.out  # which is for the default samples
     assert "training 3/3" in printed.err
     content = results.read(out)
     assert content["complete"]
-    assert content["gate"] is False
+    assert content["gate"] is None
+    assert not {"degradation", "dimension"} & content["configuration"]["recipe"].keys()
     assert content["measured"]["samples"] == 20
     assert content["measured"]["real"]["frechet"] == pytest.approx(0.2932, abs=1e-3)
     assert len(content["losses"]["values"]) == 3
@@ -68,6 +70,8 @@ def test_a_run_leaves_figures_weights_samples_and_a_report(tmp_path, capsys):
     assert page.count("data:image/png;base64,") == 6
     assert "Fréchet distance" in page
     names = {path.name for path in out.iterdir()} - {LOCK}
+    modes = {path.name: path.stat().st_mode for path in out.iterdir()}
+    assert len(set(modes.values())) == 1, modes
     assert names == {
         "checkpoint.safetensors",
         "denoising.json",
@@ -102,13 +106,23 @@ def test_a_finished_run_is_drawn_again_and_other_samples_need_no_training(tmp_pa
 
 def test_the_denoiser_of_a_run_can_be_loaded(tmp_path):
     denoise(quick(tmp_path / "run", registers=2, mixer="hybrid", adaln="shared"))
-    model, process = load_denoiser(tmp_path / "run")
+    model, process = load_denoiser(str(tmp_path / "run"))
     kept = checkpoint.read_tensors(tmp_path / "run" / checkpoint.NAME)[0]
     for name, value in model.named_parameters():
         assert torch.equal(value, kept[f"ema.{name}"])
     assert process.kind == "gaussian"
     x = torch.randn(2, 1, 8, 8)
     assert model(x, torch.rand(2), torch.tensor([0, 9])).shape == x.shape
+
+
+def test_the_gate_of_the_digits_is_told_where_it_is_meant(tmp_path):
+    content = denoise(replace(quick(tmp_path / "run"), sampling=Sampling(steps=1, solver="euler")))
+    assert content["gate"] is False
+    wanted = "The gate of the digits (SVC accuracy on samples ≥ 0.95, Fréchet distance"
+    assert wanted in conclusion(content)
+    assert conclusion(content).endswith(" is not passed.")
+    assert "mean little" not in conclusion(content)
+    assert "guidance s = 1 (w = 0 of ClassifierFree)" in conclusion(content)
 
 
 @pytest.mark.parametrize("process", PROCESSES)
@@ -134,6 +148,7 @@ def test_a_folder_of_images(classes, tmp_path, capsys):
     assert run(tmp_path / "run", *command) == 0
     content = results.read(tmp_path / "run")
     assert content["gate"] is None
+    assert "With 12 unseen pictures these figures mean little." in conclusion(content)
     assert content["configuration"]["data"]["shape"] == [3, 16, 16]
     assert ("accuracy" in content["measured"]) == bool(classes)
     assert "Fréchet" in capsys.readouterr().out

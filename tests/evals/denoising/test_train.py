@@ -1,10 +1,12 @@
 """A training is exact: continued to the bit, the same batches for the same seed, and it learns."""
 
+import signal
 from dataclasses import replace
 
 import pytest
 import torch
 
+from ropewalk.evals import run_folder
 from ropewalk.evals.denoising import checkpoint
 from ropewalk.evals.denoising.build import new_model, process_for
 from ropewalk.evals.denoising.recipe import DISCRETE, PROCESSES
@@ -63,6 +65,43 @@ def test_the_model_that_comes_back_has_the_averaged_weights(tiny, few_digits, al
         moved += (value - kept[f"model.{name}"]).abs().sum().item()
     assert moved > 0.0
     assert not trained.model.training
+
+
+def interrupt(at, times):
+    """Ctrl-C, some times, after a step."""
+
+    def on_step(step, _):
+        if step == at:
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+
+    return on_step
+
+
+def test_an_interrupt_is_put_off_until_its_step_is_kept(tiny, few_digits, alone, tmp_path):
+    for name in ("whole", "stopped"):
+        (tmp_path / name).mkdir()
+    whole = train(tiny, few_digits, tmp_path / "whole", {}, ranks=alone)
+    usual = signal.getsignal(signal.SIGINT)
+    for at, times, kept in ((2, 1, 2), (4, 2, 2)):  # the second Ctrl-C ends it at once
+        with pytest.raises(KeyboardInterrupt):
+            train(
+                tiny,
+                few_digits,
+                tmp_path / "stopped",
+                {},
+                ranks=alone,
+                on_step=interrupt(at, times),
+            )
+        state = checkpoint.read_state(tmp_path / "stopped")
+        assert state is not None
+        assert state.step == kept
+        assert signal.getsignal(signal.SIGINT) is usual
+    again = train(tiny, few_digits, tmp_path / "stopped", {}, ranks=alone)
+    assert again.state.losses == whole.state.losses
+    assert tensors_in(tmp_path / "stopped").keys() == tensors_in(tmp_path / "whole").keys()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], value), name
 
 
 def test_training_lowers_the_loss(tiny, few_digits, alone, tmp_path):
@@ -184,7 +223,7 @@ def test_a_write_that_fails_leaves_the_old_checkpoint(
     def fails(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", fails)
+    monkeypatch.setattr(run_folder.os, "fsync", fails)
     with pytest.raises(OSError, match="disk full"):
         train(tiny, few_digits, tmp_path, {}, ranks=alone, stop_at=3)
     assert (tmp_path / checkpoint.NAME).read_bytes() == before
