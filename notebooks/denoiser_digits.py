@@ -35,7 +35,7 @@ from ropewalk.evals.denoising.train import seeded, train
 
 RESULTS = Path(__file__).with_suffix(".json")
 RUNS = Path("runs") / "denoiser_digits"
-# Tokens are single pixels, four times as many as patches: half the steps of half a batch cost alike.
+# Tokens are single pixels, four times as many as patches; so half the steps of half a batch.
 TOKENS: dict[str, Any] = {"patch_size": 1, "batch_size": 64, "steps": 750}
 PROCESSES: dict[str, dict[str, Any]] = {
     "gaussian": {},
