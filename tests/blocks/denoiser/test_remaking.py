@@ -1,6 +1,7 @@
 """Norms that are made again: less memory, and bit by bit the same gradients."""
 
 import contextlib
+import gc
 import weakref
 
 import pytest
@@ -218,3 +219,19 @@ def test_tokens_under_autocast(make_denoiser, monkeypatch, inside):
     with kept_norms(monkeypatch):
         expected = of_tokens()
     assert all(map(torch.equal, found, expected))
+
+
+def test_a_forward_without_a_backward_leaves_nothing(make_denoiser, monkeypatch):
+    denoiser, branches = make_denoiser(), []
+
+    def recorded(x, branch, *given, **options):
+        branches.append(weakref.ref(branch.untyped_storage()))
+        return gated_adaptive_norm(x, branch, *given, **options)
+
+    monkeypatch.setattr(block, "gated_adaptive_norm", recorded)
+    arguments, _ = call()
+    out = denoiser(*arguments)
+    assert len(branches) == 6
+    del out
+    gc.collect()
+    assert not any(ref() is not None for ref in branches)
