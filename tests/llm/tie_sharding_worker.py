@@ -4,6 +4,7 @@ python tie_sharding_worker.py <output form> <file to meet at> <rank>
 """
 
 import copy
+import os
 import sys
 
 import torch
@@ -77,8 +78,12 @@ def main(form, meeting, rank):
         if rank == 0:
             torch.testing.assert_close(end, dict(single.state_dict()), rtol=1e-4, atol=1e-5)
     dist.barrier()
+    dist.barrier()
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    sys.stdout.flush()
+    # Without the interpreter's end, which at times aborts in a thread of the process group.
+    os._exit(0)

@@ -8,6 +8,7 @@ weights, must see the same losses and end at the same weights.
 
 import itertools
 import math
+import os
 import sys
 
 import pytest
@@ -137,8 +138,12 @@ def main(case, meeting, rank):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     CASES[case](rank)
+    dist.barrier()
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    sys.stdout.flush()
+    # Without the interpreter's end, which at times aborts in a thread of the process group.
+    os._exit(0)

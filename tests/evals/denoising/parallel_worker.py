@@ -8,6 +8,7 @@ end. `<name>.json` are the losses that rank 0 saw.
 """
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -43,3 +44,6 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    sys.stdout.flush()
+    # Without the interpreter's end, which at times aborts in a thread of the process group.
+    os._exit(0)

@@ -78,6 +78,15 @@ def interrupt(at, times):
     return on_step
 
 
+@pytest.fixture
+def _interrupts():
+    """Ctrl-C as in a terminal: a job in the background is told to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interrupts")
 def test_an_interrupt_is_put_off_until_its_step_is_kept(tiny, few_digits, alone, tmp_path):
     for name in ("whole", "stopped"):
         (tmp_path / name).mkdir()

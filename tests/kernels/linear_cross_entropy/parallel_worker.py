@@ -1,5 +1,6 @@
 """One of two ranks: compares its slice of the vocabulary with the whole; run by test_parallel."""
 
+import os
 import sys
 
 import pytest
@@ -99,8 +100,12 @@ def main(case, meeting, rank):
         compare(rank, cuts=(0, 17, VOCABULARY), options=OPTIONS[1], place=place, step=step)
     else:
         refusals(rank)
+    dist.barrier()
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    sys.stdout.flush()
+    # Without the interpreter's end, which at times aborts in a thread of the process group.
+    os._exit(0)
