@@ -100,8 +100,8 @@ def _autocast_as_now(kind: str) -> Callable[[], AbstractContextManager[object]]:
 
 
 def _keep(tensor: Tensor) -> _Kept:
-    # Detached: what an operation keeps of its own output would hold the operation, and this for ever
-    # where no backward comes. Autograd attaches it again, and both count versions together.
+    # Detached: what an operation keeps of its own output would hold the operation, and this for
+    # ever where no backward comes. Autograd attaches it again, and both count versions together.
     return _Kept(tensor.detach(), tensor._version)
 
 
