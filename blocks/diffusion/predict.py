@@ -84,8 +84,18 @@ def require_model(model: object) -> None:
         ) from None
 
 
+def weight_of(model: object) -> Tensor | None:
+    """A floating-point parameter of the model; None if it has none to show."""
+    if not isinstance(model, nn.Module):
+        return None
+    return next((p for p in model.parameters() if p.is_floating_point()), None)
+
+
 class Predictor:
     """A model and a process as one function from x_t to a prediction.
+
+    A module, also one that a guidance brings, is given its own dtype whatever the state's; times
+    keep float32 at least.
 
     Args:
         model: any `model(x_t, t, condition)`.
@@ -153,7 +163,11 @@ class Predictor:
         times = self.model_time(per_sample(as_time(t), x_t, "t").flatten())
         times = times.to(x_t.device, wide(x_t) if x_t.is_floating_point() else torch.float32)
         model = self.model if model is None else model
-        output = model(self.process.model_input(x_t, t), times.expand(x_t.shape[0]), condition)
+        seen, weight = self.process.model_input(x_t, t), weight_of(model)
+        if weight is not None and seen.is_floating_point():
+            seen = seen.to(weight.dtype)
+            times = times.to(torch.promote_types(weight.dtype, torch.float32))
+        output = model(seen, times.expand(x_t.shape[0]), condition)
         if not isinstance(output, Tensor) or not output.is_floating_point():
             got = output.dtype if isinstance(output, Tensor) else type(output).__name__
             raise TypeError(f"model: expected a floating-point tensor as output, got {got}")

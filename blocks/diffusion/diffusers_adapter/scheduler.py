@@ -19,9 +19,9 @@ from ropewalk.blocks.diffusion.diffusers_adapter.configuration import (
     parametrisation_of,
     schedule_of,
 )
-from ropewalk.blocks.diffusion.predict import Model
+from ropewalk.blocks.diffusion.predict import Model, Predictor
 from ropewalk.blocks.diffusion.process import Affine
-from ropewalk.blocks.diffusion.sampler.calls import SamplingPredictor, guided, not_training
+from ropewalk.blocks.diffusion.sampler.calls import guided, not_training
 from ropewalk.blocks.diffusion.sampler.checks import check_condition, check_guidance, check_shape
 
 
@@ -74,7 +74,7 @@ def sample_with_scheduler(
     wanted, table = parametrisation_of(scheduler), schedule_of(scheduler)
     check_shape(shape, start)
     check_condition(shape, condition, model)
-    predictor = SamplingPredictor(model, process)
+    predictor = Predictor(model, process)
     predictor.shape = tuple(shape)
     check_guidance(guidance, predictor, condition, process)
     predict = guided(predictor, guidance, condition)

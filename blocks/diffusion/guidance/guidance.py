@@ -44,7 +44,7 @@ class Predict(Protocol):
 class Guidance(ABC):
     """Base class of guidances; subclasses are frozen dataclasses of their parameters."""
 
-    def check(self, predict: Predict, condition: Any, process: Process) -> None:  # noqa: B027
+    def check(self, predict: Predict, condition: Any, process: Process) -> None:  # noqa: B027 - may be left
         """Raises where this guidance cannot work, before the model has run.
 
         Args:

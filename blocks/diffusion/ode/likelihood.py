@@ -28,9 +28,9 @@ from ropewalk.blocks.diffusion.ode.flow import (
     integrate,
     solver_library,
 )
-from ropewalk.blocks.diffusion.predict import Model
+from ropewalk.blocks.diffusion.predict import Model, Predictor
 from ropewalk.blocks.diffusion.process import PoissonFlow, Process
-from ropewalk.blocks.diffusion.sampler.calls import SamplingPredictor, guided, not_training
+from ropewalk.blocks.diffusion.sampler.calls import guided, not_training
 from ropewalk.blocks.diffusion.sampler.checks import (
     check_condition,
     check_generator,
@@ -90,7 +90,7 @@ def log_likelihood(
         ValueError, TypeError: before the model runs, as for `sample_ode`; an unknown trace.
         ImportError: without torchdiffeq, which the extra `diffusion` has.
     """
-    predictor = SamplingPredictor(model, process)
+    predictor = Predictor(model, process)
     check_flow(process, coordinate, least_noise)
     check_method(solver)
     require_positive("log_likelihood", rtol=rtol, atol=atol)

@@ -16,9 +16,9 @@ from ropewalk.blocks.diffusion.ode.flow import (
     integrate,
     solver_library,
 )
-from ropewalk.blocks.diffusion.predict import Model
+from ropewalk.blocks.diffusion.predict import Model, Predictor
 from ropewalk.blocks.diffusion.process import Process
-from ropewalk.blocks.diffusion.sampler.calls import SamplingPredictor, guided, not_training
+from ropewalk.blocks.diffusion.sampler.calls import guided, not_training
 from ropewalk.blocks.diffusion.sampler.checks import check_condition, check_guidance, check_shape
 from ropewalk.blocks.diffusion.sampler.sampling import first_state
 from ropewalk.blocks.diffusion.solvers.coordinates import Coordinate
@@ -73,7 +73,7 @@ def sample_ode(
             method or coordinate, a number out of its range, a condition of another batch.
         ImportError: without torchdiffeq, which the extra `diffusion` has.
     """
-    predictor = SamplingPredictor(model, process)
+    predictor = Predictor(model, process)
     check_flow(process, coordinate, least_noise)
     check_method(solver)
     require_positive("sample_ode", rtol=rtol, atol=atol)

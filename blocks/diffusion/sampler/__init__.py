@@ -2,7 +2,7 @@
 
 sampling.py  sample
 checks.py    what is refused before the model runs
-calls.py     how a model is called: in its own dtype, not training, under its guidance
+calls.py     how a model is called: not training, under its guidance
 """
 
 from ropewalk.blocks.diffusion.sampler.sampling import Callback, Progress, sample

@@ -17,13 +17,11 @@ from jaxtyping import Float, Num
 from torch import Tensor
 
 from ropewalk.blocks.diffusion.checks import require_data, require_tokens
-from ropewalk.blocks.diffusion.predict import Model
+from ropewalk.blocks.diffusion.predict import Model, Predictor, weight_of
 from ropewalk.blocks.diffusion.process import Discrete, Process
 from ropewalk.blocks.diffusion.sampler.calls import (
-    SamplingPredictor,
     guided,
     not_training,
-    weight_of,
 )
 from ropewalk.blocks.diffusion.sampler.checks import (
     check_calls,
@@ -108,7 +106,7 @@ def sample(
             another shape.
         ImportError: progress=True without rich.
     """
-    predictor = SamplingPredictor(model, process)
+    predictor = Predictor(model, process)
     chosen = named(solver)
     knots = checked_times(process, steps, times)
     amount = checked_stochasticity(chosen, stochasticity)

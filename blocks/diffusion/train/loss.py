@@ -17,7 +17,6 @@ from ropewalk.blocks.checks import require_number
 from ropewalk.blocks.diffusion.checks import described, wide
 from ropewalk.blocks.diffusion.predict import Model, Predictor
 from ropewalk.blocks.diffusion.process import Affine, Process
-from ropewalk.blocks.diffusion.sampler.calls import SamplingPredictor
 from ropewalk.blocks.diffusion.train.learned_variance import LearnedVariance
 from ropewalk.blocks.diffusion.train.times import Times, Uniform, require_times
 from ropewalk.blocks.diffusion.train.weighting import Weighting, loss_weights
@@ -74,7 +73,7 @@ def denoising_loss(
         TypeError: data that the process is not for, a condition that cannot be dropped, or times,
             a weighting or a model that cannot be called.
     """
-    predictor = SamplingPredictor(model, process)
+    predictor = Predictor(model, process)
     if not isinstance(x0, Tensor) or x0.ndim == 0:
         raise TypeError(f"x0: expected a tensor (batch, …), got {described(x0)}")
     require_times(times)

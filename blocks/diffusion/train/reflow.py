@@ -16,10 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ropewalk.blocks.checks import require_integer
-from ropewalk.blocks.diffusion.predict import Model
+from ropewalk.blocks.diffusion.predict import Model, weight_of
 from ropewalk.blocks.diffusion.process import Affine, Process
 from ropewalk.blocks.diffusion.sampler import sample
-from ropewalk.blocks.diffusion.sampler.calls import weight_of
 from ropewalk.blocks.diffusion.sampler.checks import check_generator, check_shape
 from ropewalk.blocks.diffusion.solvers import Solver, named
 
