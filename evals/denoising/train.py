@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ropewalk.blocks.diffusion import Process
-from ropewalk.blocks.diffusion.train import EMA, LogitNormal, Uniform
+from ropewalk.blocks.diffusion.train import EMA, LogitNormal, Uniform, denoising_loss
 from ropewalk.evals.denoising import checkpoint
 from ropewalk.evals.denoising.build import clean, new_model, process_for
 from ropewalk.evals.denoising.checkpoint import State
@@ -141,9 +141,14 @@ def losses_of(
     model: Callable[..., Tensor], process: Process, drawn: Drawn
 ) -> Float[Tensor, " batch"]:
     """The loss of every picture of a batch."""
-    x_t = process.corrupt(drawn.x0, drawn.noise, drawn.times)
-    output = model(process.model_input(x_t, drawn.times), drawn.times, drawn.condition)
-    return process.loss(output, drawn.x0, x_t, drawn.noise, drawn.times)
+    return denoising_loss(
+        model,
+        process,
+        drawn.x0,
+        drawn.condition,
+        times=lambda *_, **__: drawn.times,
+        noise=drawn.noise,
+    )
 
 
 def train(
